@@ -1,0 +1,168 @@
+"""Causal attention: rotary or absolute positions (SelfAttention), Transformer-XL relative positions (RelativeAttention).
+
+Axes: b batch rows, t query positions, s key positions, d d_model, h query heads, k key/value heads, g = h/k query heads
+that share one key/value head, e head_dim.
+Queries, keys and values are one matrix `qkv` (query heads first, then key heads, then value heads): one matmul, not three.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chinchilla_lm.core.shapes import ModelShape
+from chinchilla_lm.model.layers import Linear, RMSNorm, rotate
+
+MASKED = -1e30
+"""Added to the score of a key that a query may not see. Finite, so that a query that sees no key (padding) gives no NaN;
+representable in bfloat16; exp(MASKED - any score) is exactly 0."""
+
+
+class Positions(NamedTuple):
+    """What attention needs to know about positions; the same for every block of one forward pass.
+
+    Attributes:
+        bias_ts: 0 where query t may see key s, else MASKED; (t, s), or (b, 1, t, s) if rows differ; compute type.
+        cos, sin: rotary tables of the queries, (t, e/2) or (b, 1, t, e/2), compute type; None without rotary positions.
+        distance_sd: sinusoids of the distances s-1, ..., 1, 0, (s, d), compute type; None without relative positions.
+        is_plain: the bias is exactly the causal one with t = s, so that a fused causal kernel may be used.
+    """
+
+    bias_ts: Tensor
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    distance_sd: Tensor | None = None
+    is_plain: bool = True
+
+
+class LayerCache:
+    """Keys and values of one block for the tokens seen so far, in tensors allocated once."""
+
+    def __init__(self, rows: int, heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: str) -> None:
+        """Room for `capacity` tokens in each of `rows` sequences; (b, k, s, e) each for keys and values."""
+        self.keys = torch.zeros(rows, heads, capacity, head_dim, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.length = 0
+
+    def extend(self, k_bkte: Tensor, v_bkte: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends t tokens; returns views of all keys and values so far, (b, k, s, e) each."""
+        end = self.length + k_bkte.shape[2]
+        self.keys[:, :, self.length : end] = k_bkte
+        self.values[:, :, self.length : end] = v_bkte
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class SelfAttention(nn.Module):
+    """Softmax(q k^T / sqrt(e) + causal bias) v, with optional rotary positions and QK-norm.
+
+    Source: Vaswani et al. 2017, eq. 1; grouped key/value heads: Ainslie et al. 2023; QK-norm: Henry et al. 2020, in the
+    form of Qwen3 (an RMSNorm over each head of queries and keys before the rotation).
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        """Layouts qwen3 (QK-norm, rotary), llama (rotary) and textbook (neither; biases on all maps)."""
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
+        has_bias = shape.layout == "textbook"
+        self.qkv = Linear(shape.d_model, (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim, has_bias=has_bias)
+        self.out = Linear(shape.n_heads * shape.head_dim, shape.d_model, has_bias=has_bias)
+        if shape.layout == "qwen3":
+            self.query_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
+            self.key_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
+        else:
+            self.query_norm = self.key_norm = None
+
+    def forward(self, x_btd: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
+        """Maps (b, t, d) to (b, t, d); with a cache the keys of earlier calls are seen too."""
+        q_bhte, k_bkte, v_bkte = split_heads(self.qkv(x_btd), self.n_heads, self.n_kv_heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_bhte, k_bkte = self.query_norm(q_bhte), self.key_norm(k_bkte)
+        if positions.cos is not None and positions.sin is not None:
+            q_bhte = rotate(q_bhte, positions.cos, positions.sin)
+            k_bkte = rotate(k_bkte, positions.cos, positions.sin)
+        if cache is not None:
+            k_bkte, v_bkte = cache.extend(k_bkte, v_bkte)
+        return self.out(join_heads(attend(q_bhte, k_bkte, v_bkte, positions.bias_ts)))
+
+
+class RelativeAttention(nn.Module):
+    """Attention whose scores depend on the distance between query and key, as in Gopher and Chinchilla.
+
+    score(i, j) = (q_i + u) . k_j + (q_i + v) . (W_kr R_{i-j}), R the sinusoids of the distance, over sqrt(e).
+    Terms: content, and position; u is `content_bias`, v is `position_bias`, W_kr is `position_key`.
+    The papers do not print which maps carry biases; as in Transformer-XL's code, those of attention have none but u, v.
+
+    Source: Dai et al. 2019 (Transformer-XL), section 3.3, and appendix B for the shift; Rae et al. 2021, section 2.1.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        """u and v are one vector a head, not shared between blocks."""
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
+        self.qkv = Linear(shape.d_model, (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim)
+        self.position_key = Linear(shape.d_model, shape.n_heads * shape.head_dim)
+        self.content_bias = nn.Parameter(torch.zeros(shape.n_heads, shape.head_dim))
+        self.position_bias = nn.Parameter(torch.zeros(shape.n_heads, shape.head_dim))
+        self.out = Linear(shape.n_heads * shape.head_dim, shape.d_model)
+
+    def forward(self, x_btd: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
+        """Maps (b, t, d) to (b, t, d); with a cache the keys of earlier calls are seen too."""
+        q_bhte, k_bkte, v_bkte = split_heads(self.qkv(x_btd), self.n_heads, self.n_kv_heads)
+        if cache is not None:
+            k_bkte, v_bkte = cache.extend(k_bkte, v_bkte)
+        assert positions.distance_sd is not None
+        r_she = self.position_key(positions.distance_sd).unflatten(-1, (self.n_heads, self.head_dim))
+        r_hes = r_she.permute(1, 2, 0)
+        u_h1e = self.content_bias.to(x_btd.dtype)[:, None]
+        v_h1e = self.position_bias.to(x_btd.dtype)[:, None]
+        position_bhts = shift_distances((q_bhte + v_h1e) @ r_hes) / math.sqrt(self.head_dim)
+        return self.out(join_heads(attend(q_bhte + u_h1e, k_bkte, v_bkte, position_bhts + positions.bias_ts)))
+
+
+def split_heads(qkv_bte: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cuts the fused projection into q (b, h, t, e), k (b, k, t, e) and v (b, k, t, e): views, no copies."""
+    qkv_bthe = qkv_bte.unflatten(-1, (n_heads + 2 * n_kv_heads, -1))
+    q_bhte, k_bkte, v_bkte = qkv_bthe.transpose(1, 2).split((n_heads, n_kv_heads, n_kv_heads), dim=1)
+    return q_bhte, k_bkte, v_bkte
+
+
+def join_heads(x_bhte: Tensor) -> Tensor:
+    """(b, h, t, e) to (b, t, h e)."""
+    return x_bhte.transpose(1, 2).flatten(2)
+
+
+def attend(q_bhte: Tensor, k_bkse: Tensor, v_bkse: Tensor, bias: Tensor) -> Tensor:
+    """Softmax(q k^T / sqrt(e) + bias) v, written out as two batched matmuls; softmax sums in float32.
+
+    Args:
+        q_bhte: queries.
+        k_bkse: keys; h is a multiple of k, and query head i uses key head i // (h/k).
+        v_bkse: values, like the keys.
+        bias: broadcastable to (b, h, t, s).
+
+    Returns:
+        (b, h, t, e).
+    """
+    b, h, t, e = q_bhte.shape
+    n_kv_heads, s = k_bkse.shape[1], k_bkse.shape[2]
+    q_bkue = q_bhte.reshape(b, n_kv_heads, (h // n_kv_heads) * t, e) / math.sqrt(e)  # u = (g t): one matmul a key head
+    scores_bhts = (q_bkue @ k_bkse.transpose(-1, -2)).view(b, h, t, s)
+    weights_bhts = F.softmax(scores_bhts + bias, dim=-1)
+    return (weights_bhts.view(b, n_kv_heads, -1, s) @ v_bkse).view(b, h, t, e)
+
+
+def shift_distances(x_bhts: Tensor) -> Tensor:
+    """Relative shift: column c of the input belongs to distance s-1-c; column j of the output to key j.
+
+    Row i (query position s-t+i) needs distance (s-t+i) - j, that is column t-1-i+j. Padding each row by one and reading
+    the same memory with rows of the old length moves row i left by t-1-i. Entries with j > s-t+i are garbage (masked).
+
+    Source: Dai et al. 2019, appendix B.
+    """
+    b, h, t, s = x_bhts.shape
+    return F.pad(x_bhts, (1, 0)).view(b, h, s + 1, t)[:, :, 1:].view(b, h, t, s)
