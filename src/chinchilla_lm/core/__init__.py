@@ -1,0 +1,1 @@
+"""Floor 0: errors, units, model shapes, strict configuration, records and files. Standard library only."""

@@ -1,0 +1,235 @@
+"""Files that are whole or absent, never torn.
+
+Every file is written under a temporary name in its own folder, flushed to the disk, renamed over the old one, and the
+folder is flushed: after a crash at any point a reader finds the old content or the new, whole.
+A full disk or a missing permission is one clear line. It never appends (see `chinchilla_lm.core.records`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from chinchilla_lm.core.errors import ChinchillaError, DataError
+from chinchilla_lm.core.units import format_bytes
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file at once: readers see the old content or all of the new.
+
+    Args:
+        path: the file; missing parent folders are made.
+        content: every byte of it.
+
+    Raises:
+        DataError: the disk is full, or the place may not be written.
+    """
+    target = Path(path)
+    temporary = temporary_beside(target)
+    with explain_os_error(target, needed_bytes=len(content)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(target.parent)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text at once, line ends as given (see `write_bytes`)."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write one JSON document at once, keys in the order given, one space of indent.
+
+    Args:
+        path: the file.
+        value: plain values.
+
+    Raises:
+        DataError: a value that JSON cannot hold (nan and inf included), or as `write_bytes`.
+    """
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot hold this value ({error}); JSON takes finite numbers, text, lists and tables"
+        ) from None
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read one JSON document.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its value.
+
+    Raises:
+        DataError: the file is absent, unreadable or not JSON.
+    """
+    with explain_os_error(Path(path)):
+        content = Path(path).read_bytes()
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not JSON ({error}); delete it and run the command that wrote it again") from None
+
+
+def sha256_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        DataError: the file is absent or unreadable.
+    """
+    digest = hashlib.sha256()
+    with explain_os_error(Path(path)), open(path, "rb") as stream:
+        while block := stream.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def temporary_beside(path: Path | str) -> Path:
+    """Return the name under which this process prepares `path`, in the same folder (so that a rename is atomic)."""
+    target = Path(path)
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def replace_directory(temporary: Path | str, final: Path | str) -> None:
+    """Give a finished folder its final name; a folder that had the name is replaced and removed.
+
+    Every file in it is flushed first. POSIX cannot swap two filled folders at once: between two renames a crash leaves
+    no folder under the final name, and never a partial one.
+
+    Args:
+        temporary: the finished folder, on the same disk (see `temporary_beside`).
+        final: its name.
+
+    Raises:
+        DataError: the disk is full, or the place may not be written.
+    """
+    source, target = Path(temporary), Path(final)
+    with explain_os_error(target):
+        for folder, _, names in os.walk(source):
+            for name in names:
+                _flush_file(Path(folder, name))
+            _flush_folder(Path(folder))
+        replaced = target.with_name(f".{target.name}.replaced.{os.getpid()}.tmp")
+        has_old = target.exists()
+        if has_old:
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(target, replaced)
+        try:
+            os.rename(source, target)
+        except OSError:
+            if has_old:
+                os.rename(replaced, target)
+            raise
+        _flush_folder(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def clean_temporaries(folder: Path | str) -> list[Path]:
+    """Remove what crashed processes left half written in a folder (not in its subfolders).
+
+    Args:
+        folder: where to look; an absent folder has nothing to clean.
+
+    Returns:
+        The files and folders removed: those named by `temporary_beside` whose process is gone.
+    """
+    removed: list[Path] = []
+    if not Path(folder).is_dir():
+        return removed
+    for path in sorted(Path(folder).iterdir()):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or _is_alive(int(match[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
+
+
+@contextlib.contextmanager
+def explain_os_error(path: Path, needed_bytes: int | None = None) -> Generator[None]:
+    """Turn the operating system's errors about `path` into one line that says the way out.
+
+    Args:
+        path: the file or folder that the block reads or writes.
+        needed_bytes: how much the block writes, for the message about a full disk.
+
+    Raises:
+        DataError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _explanation(path, error, needed_bytes) from error
+
+
+def _explanation(path: Path, error: OSError, needed_bytes: int | None) -> ChinchillaError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        needed = "" if needed_bytes is None else f" ({format_bytes(needed_bytes)} = {needed_bytes} bytes needed)"
+        return DataError(f"{path}: the disk is full{needed}; free some space, or choose another folder")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DataError(f"{path}: no permission ({error.strerror}); choose another folder, or change its permissions")
+    if error.errno == errno.ENOENT:
+        return DataError(f"{path} does not exist; check the path, or run the command that writes it")
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return DataError(f"{path}: {error.strerror}; a file and a folder have the same name, so choose another")
+    return DataError(f"{path}: {error.strerror or error}; check the disk, or choose another folder")
+
+
+def _flush_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the folder's entries, so that a rename survives a power cut; file systems that cannot, need not."""
+    try:
+        _flush_file(folder)
+    except OSError as error:
+        if error.errno not in (
+            errno.EINVAL,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EISDIR,
+        ):  # EACCES: Windows opens no folder
+            raise
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
