@@ -1,0 +1,54 @@
+"""From token ids to text, piece by piece, never cutting a character.
+
+A byte-level token may hold part of a UTF-8 character; decoding it alone gives U+FFFD. `TextStream` holds such a tail
+back until the character is complete. Never chooses tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
+HELD_CHARACTERS = 3  # an unfinished UTF-8 character has at most 3 bytes, each shown as at most one U+FFFD
+CONTEXT_TOKENS = 6  # prompt tokens that show a decoder that it is in mid-text (some drop the first space of a text)
+
+
+class TextStream:
+    """Turn tokens into pieces of text; the pieces joined are the whole text.
+
+    With a byte-level tokenizer the joined pieces equal `tokenizer.decode(token_ids)`. Tokenizers that drop the leading
+    space of a text (SentencePiece) keep it here, because the text continues a prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._context_ids = list(prompt_ids[-CONTEXT_TOKENS:])
+        self._pending_ids: list[int] = []
+        self._emitted = 0  # characters of the pending tokens that have left already
+
+    def push(self, token: int) -> str:
+        """Add one token; return the text that became complete ("" when none did)."""
+        self._pending_ids.append(token)
+        text = self._pending_text()
+        unfinished = min(len(text) - len(text.rstrip(REPLACEMENT)), HELD_CHARACTERS)
+        if unfinished == 0:
+            piece = text[self._emitted :]
+            self._context_ids, self._pending_ids, self._emitted = self._pending_ids, [], 0
+            return piece
+        return self._emit_up_to(text, len(text) - unfinished)
+
+    def finish(self) -> str:
+        """Return what is still held; bytes that never became a character come as U+FFFD."""
+        text = self._pending_text()
+        return self._emit_up_to(text, len(text))
+
+    def _emit_up_to(self, text: str, end: int) -> str:
+        piece = text[self._emitted : end]
+        self._emitted = max(self._emitted, end)
+        return piece
+
+    def _pending_text(self) -> str:
+        context = self._tokenizer.decode(self._context_ids)
+        return self._tokenizer.decode(self._context_ids + self._pending_ids)[len(context) :]

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from chinchilla_lm.core.errors import ConfigError, ModelError
+from chinchilla_lm.core.shapes import ModelShape
+from chinchilla_lm.generate.engine import END_OF_TEXT, decode_tokens, end_of_text_ids, generate, stream
+from chinchilla_lm.generate.sampling import GREEDY, Sampling
+from chinchilla_lm.model.transformer import Transformer, initialise
+
+PROMPT = "The captain 说: 你好 🚀"
+SEEDED = Sampling(temperature=1.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """End of text = 0, then one token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: i for i, symbol in enumerate([END_OF_TEXT, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _random_model(layout: str, **changes: object) -> Transformer:
+    """Every weight random (the recipe starts the head at 0, which would make greedy choice a tie)."""
+    extra = {"textbook": {"activation": "gelu"}, "chinchilla": {"activation": "gelu"}}.get(layout, {})
+    sizes = {"vocab": 257, "context": 96, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8}
+    if layout == "chinchilla" or layout == "textbook":
+        sizes["n_kv_heads"] = 4
+    model = Transformer(ModelShape(layout=layout, d_ff=64, **{**sizes, **extra, **changes}))  # type: ignore[arg-type]
+    initialise(model, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return _random_model("qwen3")
+
+
+def _greedy_without_cache(model: Transformer, token_ids: list[int], count: int) -> list[int]:
+    token_ids = list(token_ids)
+    with torch.no_grad():
+        for _ in range(count):
+            token_ids.append(int(model(torch.tensor([token_ids]))[0, -1].argmax()))
+    return token_ids[-count:]
+
+
+@pytest.mark.parametrize("layout", ["qwen3", "llama", "chinchilla", "textbook"])
+def test_the_cache_changes_nothing(layout: str) -> None:
+    model = _random_model(layout).eval()
+    prompt_ids = [5, 77, 200, 31, 9]
+    cached = list(decode_tokens(model, prompt_ids, max_tokens=40, sampling=GREEDY))
+    assert cached == _greedy_without_cache(model, prompt_ids, 40)
+
+
+@pytest.mark.parametrize("layout", ["qwen3", "llama"])
+def test_greedy_equals_transformers_token_by_token(layout: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from chinchilla_lm.model.huggingface import load_model, save_model
+
+    save_model(_random_model(layout), tmp_path / "model")
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    prompt_ids = tokenizer.encode(PROMPT).ids
+    expected = peer.generate(
+        torch.tensor([prompt_ids]), max_new_tokens=50, do_sample=False, eos_token_id=None, pad_token_id=0
+    )[0, len(prompt_ids) :].tolist()
+    actual = generate(load_model(tmp_path / "model"), tokenizer, PROMPT, max_tokens=50, sampling=GREEDY, stop_ids=())
+    assert list(actual.token_ids) == expected
+    assert actual.text == tokenizer.decode(expected)
+
+
+def test_streamed_pieces_join_to_the_text(model: Transformer, tokenizer: Tokenizer) -> None:
+    pieces = list(stream(model, tokenizer, PROMPT, max_tokens=60, sampling=SEEDED))
+    whole = generate(model, tokenizer, PROMPT, max_tokens=60, sampling=SEEDED)
+    assert "".join(pieces) == whole.text == tokenizer.decode(list(whole.token_ids))
+    assert all(pieces)
+
+
+def test_a_model_that_repeats_its_text_streams_chinese_and_emoji_whole(tokenizer: Tokenizer) -> None:
+    class Parrot(Transformer):
+        """Answers with the bytes of PROMPT, whatever it is asked."""
+
+        def hidden(self, ids_bt, cache=None, positions_bt=None):  # noqa: ANN001, ANN202
+            x_btd = super().hidden(ids_bt, cache, positions_bt)
+            one_hot_v = torch.zeros(self.shape.vocab)
+            one_hot_v[answer.pop(0)] = 1.0
+            return one_hot_v.expand(*x_btd.shape[:2], -1)
+
+        @property
+        def head_weight(self):  # noqa: ANN202
+            return torch.eye(self.shape.vocab)
+
+    answer = [*tokenizer.encode(PROMPT).ids, 0]
+    parrot = Parrot(
+        ModelShape(vocab=257, context=96, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, d_ff=8)
+    )
+    pieces = stream(parrot, tokenizer, "?", max_tokens=60, sampling=GREEDY)
+    shown: list[str] = []
+    while True:
+        try:
+            shown.append(next(pieces))
+        except StopIteration as finished:
+            record = finished.value
+            break
+    assert shown == list(PROMPT)
+    assert (record.text, record.finish_reason, record.tokens) == (PROMPT, "stop", len(PROMPT.encode()))
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone(model: Transformer, tokenizer: Tokenizer) -> None:
+    before = torch.get_rng_state()
+    first, again = (generate(model, tokenizer, "a", max_tokens=30, sampling=SEEDED) for _ in range(2))
+    other = generate(model, tokenizer, "a", max_tokens=30, sampling=Sampling(temperature=1.0, seed=6))
+    assert first.token_ids == again.token_ids != other.token_ids
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_tokens_are_drawn_from_the_exact_distribution(model: Transformer, tokenizer: Tokenizer) -> None:
+    """First token over many seeds against the softmax of the uncached model: the likeliest tokens, and the rest."""
+    from scipy import stats
+
+    prompt_ids = tokenizer.encode("once").ids
+    draws = 3000
+    counts = torch.zeros(257)
+    for seed in range(draws):
+        sampling = Sampling(temperature=0.8, seed=seed)
+        counts[next(decode_tokens(model, prompt_ids, max_tokens=1, sampling=sampling))] += 1
+    with torch.no_grad():
+        exact = (model.eval()(torch.tensor([prompt_ids]))[0, -1].double() / 0.8).softmax(-1)
+    common = exact * draws >= 5  # the usual rule for the chi-square approximation
+    expected = [*(exact[common] * draws).tolist(), float(exact[~common].sum()) * draws]
+    actual = [*counts[common].tolist(), float(counts[~common].sum())]
+    assert stats.chisquare(actual, [x * sum(actual) / sum(expected) for x in expected]).pvalue > 0.001
+
+
+def test_the_end_of_text_token_stops_and_is_not_shown(model: Transformer, tokenizer: Tokenizer) -> None:
+    free = generate(model, tokenizer, "a", max_tokens=20, sampling=GREEDY, stop_ids=())
+    fourth = free.token_ids[3]
+    stopped = generate(model, tokenizer, "a", max_tokens=20, sampling=GREEDY, stop_ids={fourth})
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(fourth)]
+    assert (stopped.finish_reason, free.finish_reason) == ("stop", "length")
+    assert stopped.tokens == len(stopped.token_ids)
+
+
+def test_generation_ends_with_the_context(model: Transformer, tokenizer: Tokenizer) -> None:
+    prompt = "x" * 90
+    record = generate(model, tokenizer, prompt, max_tokens=1000, sampling=GREEDY, stop_ids=())
+    assert (record.tokens, record.finish_reason) == (6, "length")
+
+
+def test_a_prompt_that_fills_the_context_is_refused(model: Transformer, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ModelError, match="97 tokens and the model's context is 96: shorten the prompt to at most 95"):
+        generate(model, tokenizer, "x" * 97)
+
+
+def test_an_empty_prompt_starts_a_new_text(model: Transformer, tokenizer: Tokenizer) -> None:
+    record = generate(model, tokenizer, "", max_tokens=5, sampling=GREEDY, stop_ids=())
+    expected = _greedy_without_cache(model.eval(), [*end_of_text_ids(tokenizer)], 5)
+    assert list(record.token_ids) == expected
+
+
+def test_zero_tokens_are_refused(model: Transformer, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="max_tokens must be >= 1, got 0"):
+        generate(model, tokenizer, "a", max_tokens=0)
+
+
+def test_a_diverged_model_is_named_as_such(tokenizer: Tokenizer) -> None:
+    model = _random_model("qwen3")
+    with torch.no_grad():
+        model.embedding.fill_(float("nan"))
+    with pytest.raises(ModelError, match="training diverged"):
+        generate(model, tokenizer, "a")
+
+
+def test_the_mode_of_the_model_is_restored(model: Transformer, tokenizer: Tokenizer) -> None:
+    for is_training in (True, False):
+        model.train(is_training)
+        generate(model, tokenizer, "a", max_tokens=2)
+        assert model.training is is_training
