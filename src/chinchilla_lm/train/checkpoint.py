@@ -1,0 +1,290 @@
+"""Checkpoints: whole or absent, checked before use, exact.
+
+A checkpoint is a folder `step-000001234/`:
+
+    weights.safetensors    parameters and persistent buffers, by name
+    optimizer.safetensors  "exp_avg/<parameter name>", "exp_avg_sq/...", "step/..."
+    random.safetensors     torch's generators: "cpu", "cuda:0", ... as bytes
+    state.json             step, and what the caller added
+    manifest.json          SHA-256 and size of each file above; written last
+
+It is written under a temporary name, every file flushed, and renamed when it is complete: a crash at any instant leaves
+the older checkpoints as they were. One flipped bit anywhere is found before the first step. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from chinchilla_lm.core.errors import CheckpointError, DataError
+from chinchilla_lm.core.files import (
+    clean_temporaries,
+    explain_os_error,
+    replace_directory,
+    temporary_beside,
+    write_bytes,
+)
+
+_SCHEMA = "checkpoint/1"
+_CONTENT = ("weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
+_FOLDER = re.compile(r"step-(\d{9,})")
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]
+) -> Path:
+    """Write the whole state of a run, so that training from it is bit-identical to never having stopped.
+
+    Args:
+        folder: where the run's checkpoints live; made when missing.
+        step: updates done, >= 0.
+        model: its parameters and persistent buffers are written.
+        optimizer: its tensors are written, by parameter name; its rates come from the config.
+        extra: plain JSON values of the caller.
+
+    Returns:
+        The checkpoint's folder. One that had the same step is replaced.
+
+    Raises:
+        CheckpointError: it could not be written; older checkpoints are untouched.
+    """
+    content = {
+        "weights.safetensors": safetensors.torch.save(_portable(_weights(model))),
+        "optimizer.safetensors": safetensors.torch.save(_portable(_optimizer_tensors(model, optimizer))),
+        "random.safetensors": safetensors.torch.save(_random_state()),
+        "state.json": _canonical({"schema": _SCHEMA, "step": step, "extra": dict(extra)}),
+    }
+    final = Path(folder) / f"step-{step:09d}"
+    temporary = temporary_beside(final)
+    try:
+        with explain_os_error(Path(folder)):
+            clean_temporaries(folder)
+        for leftover in Path(folder).glob(f".step-*.{os.getpid()}.tmp"):  # of a killed process with our number (PID 1)
+            shutil.rmtree(leftover, ignore_errors=True)
+        for name in _CONTENT:
+            write_bytes(temporary / name, content[name])
+        write_bytes(temporary / "manifest.json", _canonical(_manifest(step, content)))
+        replace_directory(temporary, final)
+    except DataError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"checkpoint of step {step} not written, older ones are kept: {error}") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Put a checkpoint into a model, an optimizer and torch's random state, in place.
+
+    Args:
+        path: a folder that `save_checkpoint` wrote.
+        model: of the same shape.
+        optimizer: over the same parameters; None leaves it and the random state out (to evaluate only).
+
+    Returns:
+        The caller's `extra`, with "step".
+
+    Raises:
+        CheckpointError: a file is corrupt, or belongs to another model; nothing was changed.
+    """
+    content = _read_verified(path)
+    weights = safetensors.torch.load(content["weights.safetensors"])
+    expected = _weights(model)
+    _check_tensors(path, "weight", weights, {name: tensor.shape for name, tensor in expected.items()})
+    state = json.loads(content["state.json"])
+    if optimizer is not None:
+        moments = safetensors.torch.load(content["optimizer.safetensors"])
+        _check_moments(path, moments, model, optimizer)
+        _restore_optimizer(moments, model, optimizer)
+        _restore_random_state(safetensors.torch.load(content["random.safetensors"]))
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(weights[name])
+    return {**state["extra"], "step": state["step"]}
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """Find the newest checkpoint whose every byte is right.
+
+    Args:
+        folder: where the run's checkpoints live; it need not exist.
+
+    Returns:
+        (path or None, one line for each newer checkpoint that was refused).
+    """
+    refused: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            _read_verified(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+        else:
+            return path, tuple(refused)
+    return None, tuple(refused)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List checkpoint folders, oldest first, valid or not."""
+    if not Path(folder).is_dir():
+        return []
+    return sorted((path for path in Path(folder).iterdir() if _FOLDER.fullmatch(path.name)), key=_step_of)
+
+
+def prune_checkpoints(folder: Path, *, newest_step: int, keep: int) -> None:
+    """Keep the `keep` newest checkpoints up to `newest_step`; those beyond it were refused at the start, and go.
+
+    Args:
+        folder: where the run's checkpoints live.
+        newest_step: step of the checkpoint just written.
+        keep: >= 1.
+    """
+    paths = list_checkpoints(folder)
+    kept = [path for path in paths if _step_of(path) <= newest_step][-keep:]
+    for path in paths:
+        if path not in kept:
+            doomed = temporary_beside(path)
+            with explain_os_error(path):
+                path.rename(doomed)  # a kill during the removal must not leave half a checkpoint under its name
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _step_of(path: Path) -> int:
+    match = _FOLDER.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+# Verifying
+
+
+def _manifest(step: int, content: Mapping[str, bytes]) -> dict[str, Any]:
+    files = {name: {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()} for name, part in content.items()}
+    return {"schema": _SCHEMA, "step": step, "files": files}
+
+
+def _canonical(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False, sort_keys=True) + "\n").encode()
+
+
+def _read_verified(path: Path) -> dict[str, bytes]:
+    """Read every file of a checkpoint, or refuse it. What is checked is what is used: files are read once."""
+    path = Path(path)
+    if not path.is_dir() or not _FOLDER.fullmatch(path.name):
+        raise CheckpointError(f"{path} is not a checkpoint; give a folder named step-... below checkpoints/")
+    try:
+        content = {name: (path / name).read_bytes() for name in _CONTENT}
+        manifest_bytes = (path / "manifest.json").read_bytes()
+    except OSError as error:
+        raise _corrupt(
+            path, str(error.filename and Path(error.filename).name), error.strerror or "unreadable"
+        ) from None
+    try:
+        manifest = json.loads(manifest_bytes)
+    except ValueError:
+        manifest = None
+    expected = _manifest(_step_of(path), content)
+    if manifest_bytes == _canonical(expected):
+        return content
+    recorded = manifest.get("files") if isinstance(manifest, dict) else None
+    for name in _CONTENT:
+        if isinstance(recorded, dict) and recorded.get(name) != expected["files"][name]:
+            raise _corrupt(path, name, "its bytes do not have the SHA-256 of the manifest")
+    raise _corrupt(path, "manifest.json", f"it does not describe this folder in schema {_SCHEMA}")
+
+
+def _corrupt(path: Path, name: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}/{name} is corrupt ({reason}); delete {path.name} and resume from an older checkpoint"
+    )
+
+
+# Collecting and restoring tensors
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, a shared one once."""
+    persistent = model.state_dict(keep_vars=True)
+    named = dict(model.named_parameters())
+    named.update((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+    return named
+
+
+def _portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _names_of_optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in optimized}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{key}/{name}": value
+        for name, parameter in _names_of_optimized(model, optimizer).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _check_moments(
+    path: Path, moments: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Check that each state tensor belongs to an optimized parameter; before the first update there is none."""
+    keys = sorted({full_name.partition("/")[0] for full_name in moments})
+    named = _names_of_optimized(model, optimizer)
+    shapes = {
+        f"{key}/{name}": torch.Size() if key == "step" else parameter.shape
+        for key in keys
+        for name, parameter in named.items()
+    }
+    _check_tensors(path, "optimizer state", moments, shapes)
+
+
+def _check_tensors(path: Path, what: str, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not in this model" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {list(found[name].shape)}, this model has {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"{path} holds another model: {what} {problems[0]}{more}; resume with the config that the run began with"
+        )
+
+
+def _restore_optimizer(moments: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    named = _names_of_optimized(model, optimizer)
+    optimizer.state.clear()
+    for full_name, tensor in moments.items():
+        key, _, name = full_name.partition("/")
+        parameter = named[name]
+        optimizer.state[parameter][key] = tensor.to(parameter.device)
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state.update((f"cuda:{i}", generator) for i, generator in enumerate(torch.cuda.get_rng_state_all()))
+    return state
+
+
+def _restore_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    for name, generator in state.items():
+        if name != "cpu" and torch.cuda.is_available() and torch.device(name).index < torch.cuda.device_count():
+            torch.cuda.set_rng_state(generator, name)
