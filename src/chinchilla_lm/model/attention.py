@@ -1,8 +1,8 @@
-"""Causal attention: rotary or absolute positions (SelfAttention), Transformer-XL relative positions (RelativeAttention).
+"""Causal attention: with rotary or absolute positions (SelfAttention), or relative ones (RelativeAttention).
 
 Axes: b batch rows, t query positions, s key positions, d d_model, h query heads, k key/value heads, g = h/k query heads
 that share one key/value head, e head_dim.
-Queries, keys and values are one matrix `qkv` (query heads first, then key heads, then value heads): one matmul, not three.
+Queries, keys and values are one matrix `qkv` (query heads, then key heads, then value heads): one matmul, not three.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.model.layers import Linear, RMSNorm, rotate
 
 MASKED = -1e30
-"""Added to the score of a key that a query may not see. Finite, so that a query that sees no key (padding) gives no NaN;
-representable in bfloat16; exp(MASKED - any score) is exactly 0."""
+"""Added to the score of a key that a query may not see. Finite, so that a query without keys (padding) gives no NaN;
+bfloat16 holds it; exp(MASKED - any score) is exactly 0."""
 
 
 class Positions(NamedTuple):
@@ -101,7 +101,7 @@ class RelativeAttention(nn.Module):
     """
 
     def __init__(self, shape: ModelShape) -> None:
-        """u and v are one vector a head, not shared between blocks."""
+        """One u and one v for each head, not shared between blocks."""
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
         self.qkv = Linear(shape.d_model, (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim)

@@ -3,7 +3,7 @@
 Axes: b batch rows, t positions (queries), s key positions, d d_model, v vocab. `x_btd` is a tensor with axes b, t, d.
 
 Layouts (modules, and the parameters each has; H = n_heads * head_dim, K = n_kv_heads * head_dim):
-    all         embedding (vocab, d); head (vocab, d) unless tied; `norm` before the head unless norm_placement is "post"
+    all         embedding (vocab, d); head (vocab, d) unless tied; a last `norm` unless norm_placement is "post"
     block       attention_norm, attention, feed_forward_norm, feed_forward
     qwen3       RMSNorm (d); attention: qkv (H+2K, d), out (d, H), query_norm (e), key_norm (e); no biases
     llama       qwen3 without query_norm and key_norm
@@ -40,10 +40,13 @@ from chinchilla_lm.model.layers import (
 
 EMBEDDING_STD = 0.5
 """Standard deviation of an untied embedding at the start (recipe v1; the learning rate of the embedding fits it)."""
+TIED_EMBEDDING_STD = 0.02
+"""The same if the head is tied (GPT-2's; Radford et al. 2019). At the start every block is the identity and a token
+predicts itself with logit std * d_model: 0.5 would start the loss tens of nats too high."""
 
 
 class Transformer(nn.Module):
-    """The decoder. Attributes: `shape`, and `compute_dtype` (torch.float32 or torch.bfloat16, may be set at any time)."""
+    """The decoder. Attributes: `shape`; `compute_dtype` (torch.float32 or torch.bfloat16, may be set at any time)."""
 
     def __init__(self, shape: ModelShape) -> None:
         """Builds the modules with zero matrices; call `initialise` (or load weights) before use."""
@@ -191,7 +194,7 @@ class KeyValueCache:
 def initialise(model: Transformer, seed: int) -> None:
     """Draws the weights: the same on every device (drawn on the CPU in float32, in the order of `parameters()`).
 
-    embedding N(0, 0.5^2), or N(0, 1/d) if tied (the head's scale decides then); matrices that read the residual stream
+    embedding N(0, 0.5^2), or N(0, 0.02^2) if tied (the head's scale decides then); matrices that read the stream
     N(0, 1/fan_in); matrices that write to it (attention.out, feed_forward.down) and the head 0; biases 0; norms 1.
     Every block then starts as the identity, and an untied model starts at loss ln(vocab).
 
@@ -215,7 +218,7 @@ def initialise(model: Transformer, seed: int) -> None:
 
 def _initial_std(name: str, parameter: Tensor, shape: ModelShape) -> float:
     if name == "embedding":
-        return shape.d_model**-0.5 if shape.is_tied else EMBEDDING_STD
+        return TIED_EMBEDDING_STD if shape.is_tied else EMBEDDING_STD
     if name == "head.weight" or name.endswith((".out.weight", ".down.weight")):
         return 0.0
     return parameter.shape[1] ** -0.5
