@@ -1,0 +1,43 @@
+# The habits of this project. The first target makes .venv (once, and again when a requirement changes).
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Two threads: what the smallest machine that runs the tests has.
+THREADS := OMP_NUM_THREADS=2
+
+.PHONY: run test check format bench docs torture clean
+
+run: $(STAMP)
+	$(BIN)/chinchilla run --budget 5m
+
+test: $(STAMP)
+	$(THREADS) $(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	@for script in bench/*.py; do [ -e "$$script" ] || continue; echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: $(STAMP)
+	@if [ -f docs/make_pages.py ]; then $(BIN)/python docs/make_pages.py; else echo "docs/make_pages.py is absent: no page is generated yet"; fi
+
+torture: $(STAMP)
+	$(THREADS) $(BIN)/python -m pytest -m torture
+
+clean:
+	rm -rf .venv dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# A virtual environment on a path that moved or whose making was interrupted has no stamp and is made anew.
+$(STAMP): pyproject.toml constraints.txt
+	@[ -f $@ ] || rm -rf .venv
+	[ -d .venv ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	@touch $@
