@@ -1,0 +1,406 @@
+"""Runs -> law: fit L(N, D) = E + A / N^alpha + B / D^beta to finished runs, and say how well the runs determine it.
+
+Symbols: n runs with N `params`, D `tokens`, L `loss` (nats per token); r = ln L(N, D) - ln L(observed).
+Minimised is the SUM over runs of Huber_delta(r) (Hoffmann et al. 2022, eq. 3). A mean instead of a sum stops optimisers
+early and gave the published constants of that paper (Besiroglu et al. 2024, arXiv 2404.10102).
+
+The prior, when one is given, is a Gaussian on alpha and beta, weighed as a log-posterior. The Huber sum is the negative
+log-likelihood of p(r) = exp(-Huber_delta(r) / s^2) / Z(s) up to the factor s^2, so the sum minimised is
+    sum_i Huber_delta(r_i) + s^2 [(alpha - m)^2 + (beta - m)^2] / (2 sd^2),
+where s is the noise scale: fitted to the residuals by maximum likelihood (with n - 5 degrees of freedom), never below the
+prior's `noise_sd`. For delta >> s it is the plain Gaussian posterior with noise sd s; with many runs the prior fades.
+
+It refuses runs that are not numbers, and it never reads files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from chinchilla_lm.core.errors import FitError
+from chinchilla_lm.laws.forms import AdditiveLaw, Floats
+from chinchilla_lm.laws.solver import Problem, Solution, derivatives, minimise, screen
+
+Status = Literal["converged", "at_bound", "unidentified"]
+
+INTERVAL_LEVEL = 0.95  # as in Besiroglu et al. 2024, so that the two can be compared
+_LARGEST_CONTINUED_DELTA = 1e-3  # below it the valley is too sharp for a cold start; delta is divided by 4 from here
+# Smallest eigenvalue of J^T J with unit diagonal. Measured 2026-11-21: Epoch's 240 runs 1e-3, a 3 x 3 ladder 3e-4, ten
+# runs all at D = 20 N 6e-8.
+_SINGULAR = 1e-6
+_BOOTSTRAP_CHUNK = 256  # resamples solved at once: 256 x 240 runs x 5 doubles is 2.5 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """What is believed of the exponents before any run: alpha, beta ~ N(mean, sd^2).
+
+    Attributes:
+        mean: of alpha and of beta. .35: the published fits (Besiroglu .348/.366, Muennighoff .353, Hoffmann .34/.28).
+        sd: of each; .15 holds all of them within one sd.
+        noise_sd: the least noise of ln L that the runs are credited with (seed noise .2 to .5 % for tiny models).
+    """
+
+    mean: float = 0.35
+    sd: float = 0.15
+    noise_sd: float = 0.003
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A range of a constant.
+
+    Attributes:
+        low: lower end.
+        high: upper end.
+        se: standard error.
+    """
+
+    low: float
+    high: float
+    se: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the range as JSON values."""
+        return {"low": self.low, "high": self.high, "se": self.se}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A law and how it was found.
+
+    Attributes:
+        law: the constants.
+        status: "converged"; "at_bound": a constant ended on the edge of the search box; "unidentified": the runs allow a
+            whole line of constants equally well.
+        objective: sum over runs of Huber_delta(r), without the prior's share.
+        gradient: largest absolute component of the gradient of what was minimised.
+        n_runs: runs used.
+        delta: of the Huber loss.
+        noise_sd: robust scale s of the residuals in ln L.
+        residuals: ln L(observed) - ln L(law), in the order of the runs.
+        intervals: 95 % bootstrap intervals of E, A, B, alpha, beta and a; empty without bootstrap.
+        warnings: what a reader must know, one sentence each.
+    """
+
+    law: AdditiveLaw
+    status: Status
+    objective: float
+    gradient: float
+    n_runs: int
+    delta: float
+    noise_sd: float
+    residuals: tuple[float, ...]
+    intervals: Mapping[str, Interval] = field(default_factory=lambda: MappingProxyType({}))
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of law.json (schema law/1) that a fit knows."""
+        return {
+            "schema": "law/1",
+            **self.law.to_dict(),
+            "status": self.status,
+            "objective": self.objective,
+            "n_runs": self.n_runs,
+            "delta": self.delta,
+            "noise_sd": self.noise_sd,
+            "interval_level": INTERVAL_LEVEL,
+            "intervals": {name: interval.to_dict() for name, interval in self.intervals.items()},
+            "warnings": list(self.warnings),
+            "hash": self.law.hash(),
+        }
+
+
+def fit_additive(
+    params: Floats,
+    tokens: Floats,
+    loss: Floats,
+    *,
+    delta: float = 1e-3,
+    prior: Prior | None = None,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> Fit:
+    """Fit the five constants of the additive law.
+
+    Args:
+        params: N of each run, > 0, one convention throughout.
+        tokens: D of each run, > 0.
+        loss: L of each run in nats per token, > 0.
+        delta: where Huber turns from square to straight, in ln L; 1e-3 is the paper's, small values (1e-8) are least
+            absolute deviations, large ones (1) least squares.
+        prior: on the exponents; None lets the runs speak alone. With fewer than about 12 runs give one.
+        bootstrap: resamples of the runs (with replacement) for the intervals; 0 for none.
+        seed: of the resampling.
+
+    Returns:
+        The fit. Its law has params_convention "matmul"; replace it where the runs count otherwise.
+
+    Raises:
+        FitError: runs that are no numbers, too few runs, or a search that did not end.
+
+    Source: Hoffmann et al. 2022, section 3.3. Differs: starts from a variable-projection screen instead of 4,500 starts,
+        and stops on the gradient; on the paper's digitised runs it finds a lower sum.
+    """
+    columns = _checked_columns(params, tokens, loss, has_prior=prior is not None)
+    if not (math.isfinite(delta) and delta > 0):
+        raise FitError(f"delta={delta!r} must be finite and > 0; the paper's is 1e-3")
+    problem = centred_problem(*columns, delta=delta, prior=prior)
+    solution, problem = _best(problem, prior)
+    best = _only(solution)
+    names_at_bound = [name for name, is_held in zip(_THETA_NAMES, best.at_bound_k5[0], strict=True) if is_held]
+    status = _status(best, problem, names_at_bound)
+    if best.gradient_k[0] > 1e-5 * delta * len(columns[0]) and status == "converged":
+        raise FitError(
+            f"the search ended with gradient {best.gradient_k[0]:.1e}, not 0; remove runs that diverged or repeat others"
+        )
+    constants = natural_constants(best.theta_k5, columns[0], columns[1])[0]
+    law = AdditiveLaw(**dict(zip(("E", "A", "B", "alpha", "beta"), map(float, constants), strict=True)))
+    residuals = np.log(columns[2]) - np.log(law.loss(columns[0], columns[1]))
+    intervals: Mapping[str, Interval] = MappingProxyType({})
+    if bootstrap:
+        rng = np.random.default_rng(seed)
+        weights = rng.multinomial(len(residuals), np.full(len(residuals), 1 / len(residuals)), size=bootstrap)
+        draws = refit(best.theta_k5[0], problem, weight_kn=weights.astype(np.float64))
+        intervals = intervals_of(natural_constants(draws, columns[0], columns[1]))
+    return Fit(
+        law=law,
+        status=status,
+        objective=float(_huber(residuals, delta).sum()),
+        gradient=float(best.gradient_k[0]),
+        n_runs=len(residuals),
+        delta=delta,
+        noise_sd=noise_scale(residuals, delta),
+        residuals=tuple(map(float, residuals)),
+        intervals=intervals,
+        warnings=_warnings(status, names_at_bound, law),
+    )
+
+
+def refit(theta: Floats, problem: Problem, *, weight_kn: Floats | None = None, loss_kn: Floats | None = None) -> Floats:
+    """Fit K resamples, each from one warm start.
+
+    Args:
+        theta: the start, shape (5,), of `centred_problem`.
+        problem: the fit whose resamples these are.
+        weight_kn: how often each run counts in each resample (pairs bootstrap), or None.
+        loss_kn: the losses of each resample (residual bootstrap), or None.
+
+    Returns:
+        theta of each resample, shape (K, 5).
+    """
+    count = len(weight_kn) if weight_kn is not None else len(loss_kn) if loss_kn is not None else 0
+    ends: list[Floats] = []
+    for first in range(0, count, _BOOTSTRAP_CHUNK):
+        part = slice(first, min(first + _BOOTSTRAP_CHUNK, count))
+        resample = Problem(
+            x_n=problem.x_n,
+            y_n=problem.y_n,
+            l_kn=problem.l_kn if loss_kn is None else np.log(loss_kn[part]),
+            weight_kn=problem.weight_kn if weight_kn is None else weight_kn[part],
+            delta=problem.delta,
+            prior_mean=problem.prior_mean,
+            prior_precision=problem.prior_precision,
+        )
+        starts = np.tile(theta, (part.stop - part.start, 1))
+        ends.append(minimise(starts, resample).theta_k5)
+    return np.concatenate(ends)
+
+
+def centred_problem(
+    params: Floats, tokens: Floats, loss: Floats, *, delta: float, prior: Prior | None, noise_sd: float | None = None
+) -> Problem:
+    """Return the problem that the solver sees: centred logs, one weight a run, the prior in units of the objective.
+
+    Args:
+        params: N > 0 of each run.
+        tokens: D > 0 of each run.
+        loss: L > 0 of each run.
+        delta: of the Huber loss.
+        prior: on the exponents, or None.
+        noise_sd: the noise scale s that weighs the prior; None takes the prior's own.
+
+    Returns:
+        The problem.
+    """
+    x, y = np.log(params), np.log(tokens)
+    precision, mean = np.zeros(5), np.zeros(5)
+    if prior is not None:
+        scale = max(prior.noise_sd, noise_sd or 0.0)
+        precision[3:] = scale**2 / prior.sd**2
+        mean[3:] = prior.mean
+    return Problem(
+        x_n=x - x.mean(),
+        y_n=y - y.mean(),
+        l_kn=np.log(loss),
+        weight_kn=np.ones((1, len(x))),
+        delta=delta,
+        prior_mean=mean,
+        prior_precision=precision,
+    )
+
+
+def natural_constants(theta_k5: Floats, params: Floats, tokens: Floats) -> Floats:
+    """Turn the solver's theta into (E, A, B, alpha, beta), shape (K, 5), undoing the centring on these runs."""
+    x_mean, y_mean = float(np.log(params).mean()), float(np.log(tokens).mean())
+    a, b, e, alpha, beta = theta_k5.T
+    return np.column_stack([np.exp(e), np.exp(a + alpha * x_mean), np.exp(b + beta * y_mean), alpha, beta])
+
+
+def centred_theta(law: AdditiveLaw, params: Floats, tokens: Floats) -> Floats:
+    """Turn a law into the solver's theta, shape (5,), centred on these runs; the inverse of `natural_constants`."""
+    x_mean, y_mean = float(np.log(params).mean()), float(np.log(tokens).mean())
+    a, b = math.log(law.A) - law.alpha * x_mean, math.log(law.B) - law.beta * y_mean
+    return np.array([a, b, math.log(law.E), law.alpha, law.beta])
+
+
+def intervals_of(constants_k5: Floats) -> dict[str, Interval]:
+    """Return the 95 % percentile interval of E, A, B, alpha, beta and a from bootstrap draws of shape (K, 5)."""
+    E, A, B, alpha, beta = constants_k5.T  # noqa: N806 - the paper's letters
+    columns = {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta, "a": beta / (alpha + beta)}
+    tail = (1 - INTERVAL_LEVEL) / 2
+    ranges: dict[str, Interval] = {}
+    for name, draws in columns.items():
+        low, high = np.quantile(draws, [tail, 1 - tail])
+        ranges[name] = Interval(
+            low=float(low), high=float(high), se=float(draws.std(ddof=1)) if len(draws) > 1 else 0.0
+        )
+    return ranges
+
+
+def noise_scale(residuals: Floats, delta: float) -> float:
+    """Return the scale s of p(r) = exp(-Huber_delta(r) / s^2) / Z(s) by maximum likelihood.
+
+    Args:
+        residuals: in ln L, of a fit with five constants.
+        delta: of the Huber loss.
+
+    Returns:
+        s > 0; the root mean square for delta >> s; 0 for five residuals or fewer, which say nothing.
+    """
+    count = len(residuals)
+    total = float(_huber(residuals, delta).sum())
+    if count <= 5 or total == 0:
+        return 0.0
+    total *= count / (count - 5)
+
+    def surprise(log_s: float) -> float:
+        s = math.exp(log_s)
+        u = delta / s
+        inside = math.sqrt(2 * math.pi) * math.erf(u / math.sqrt(2))
+        outside = 2 / u * math.exp(-0.5 * u * u) if u < 38 else 0.0
+        return count * (log_s + math.log(inside + outside)) + total / s**2
+
+    low, high = math.log(math.sqrt(total / count)) - 12, math.log(math.sqrt(total / count)) + 6
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-6:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, right) if surprise(left) < surprise(right) else (left, high)
+    return math.exp((low + high) / 2)
+
+
+_THETA_NAMES = ("A", "B", "E", "alpha", "beta")
+
+
+def _best(problem: Problem, prior: Prior | None) -> tuple[Solution, Problem]:
+    """Screen, polish, weigh the prior by the noise it leaves, and follow delta down where it is small."""
+    cold = _with(problem, delta=max(problem.delta, _LARGEST_CONTINUED_DELTA))
+    solution = _only(minimise(screen(cold), cold))
+    while cold.delta > problem.delta:
+        cold = _with(cold, delta=max(cold.delta / 4, problem.delta))
+        solution = minimise(solution.theta_k5, cold)
+    for _ in range(4 if prior is not None else 0):  # s settles to 1 % in two or three rounds
+        assert prior is not None
+        scale = max(prior.noise_sd, noise_scale(_solver_residuals(solution, cold), cold.delta))
+        precision = np.array([0, 0, 0, 1, 1]) * scale**2 / prior.sd**2
+        if np.allclose(precision, cold.prior_precision, rtol=0.02, atol=0):
+            break
+        cold = _with(cold, prior_precision=precision)
+        solution = minimise(solution.theta_k5, cold)
+    return solution, cold
+
+
+def _with(problem: Problem, *, delta: float | None = None, prior_precision: Floats | None = None) -> Problem:
+    return Problem(
+        x_n=problem.x_n,
+        y_n=problem.y_n,
+        l_kn=problem.l_kn,
+        weight_kn=problem.weight_kn,
+        delta=problem.delta if delta is None else delta,
+        prior_mean=problem.prior_mean,
+        prior_precision=problem.prior_precision if prior_precision is None else prior_precision,
+    )
+
+
+def _solver_residuals(solution: Solution, problem: Problem) -> Floats:
+    a, b, e, alpha, beta = solution.theta_k5[0]
+    predicted = np.exp(a - alpha * problem.x_n) + np.exp(b - beta * problem.y_n) + math.exp(e)
+    return problem.l_kn.reshape(-1) - np.log(predicted)
+
+
+def _only(solution: Solution) -> Solution:
+    """Keep the lowest of several ends."""
+    best = slice(int(solution.objective_k.argmin()), int(solution.objective_k.argmin()) + 1)
+    return Solution(
+        theta_k5=solution.theta_k5[best],
+        objective_k=solution.objective_k[best],
+        gradient_k=solution.gradient_k[best],
+        at_bound_k5=solution.at_bound_k5[best],
+        hessian_k55=solution.hessian_k55[best],
+    )
+
+
+def _status(best: Solution, problem: Problem, names_at_bound: list[str]) -> Status:
+    if names_at_bound:
+        return "at_bound"
+    # With an endless delta the reweighted matrix is J^T J plus the prior: what the prior pins down counts as identified.
+    _, information, _ = derivatives(best.theta_k5, _with(problem, delta=math.inf))
+    scale = 1 / np.sqrt(np.diag(information[0]))
+    smallest = float(np.linalg.eigvalsh(information[0] * scale[:, None] * scale[None, :])[0])
+    return "unidentified" if smallest < _SINGULAR else "converged"
+
+
+def _warnings(status: Status, names_at_bound: list[str], law: AdditiveLaw) -> tuple[str, ...]:
+    warnings: list[str] = []
+    if status == "at_bound":
+        warnings.append(
+            f"{', '.join(names_at_bound)} ended at the edge of the search: the runs do not bend that way; "
+            "add runs of other sizes and lengths, or give a prior"
+        )
+    if status == "unidentified":
+        warnings.append(
+            "the runs do not determine the five constants; vary params and tokens independently, or give a prior"
+        )
+    if not 0.2 <= law.a <= 0.8:
+        warnings.append(f"a={law.a:.2f} is outside every published sweep (.27 to .73); check how params are counted")
+    return tuple(warnings)
+
+
+def _huber(residuals: Floats, delta: float) -> Floats:
+    size = np.abs(residuals)
+    return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
+
+
+def _checked_columns(params: Floats, tokens: Floats, loss: Floats, *, has_prior: bool) -> tuple[Floats, Floats, Floats]:
+    columns: list[Floats] = []
+    for name, column in (("params", params), ("tokens", tokens), ("loss", loss)):
+        values = np.asarray(column, dtype=np.float64)  # floats: 6ND in int64 overflows above 9.2e18 without a word
+        if values.ndim != 1 or len(values) != len(np.asarray(params)):
+            raise FitError(f"{name} has shape {values.shape}; params, tokens and loss must be lists of one length")
+        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        if len(bad):
+            raise FitError(
+                f"{name}={values[bad[0]]} of run {bad[0] + 1} must be finite and > 0; correct or remove that run"
+            )
+        columns.append(values)
+    fewest = 3 if has_prior else 5
+    if len(columns[0]) < fewest:
+        way_out = "add runs" if has_prior else "add runs or give a prior on the exponents"
+        raise FitError(f"{len(columns[0])} runs cannot determine the law, which takes {fewest} or more; {way_out}")
+    return columns[0], columns[1], columns[2]
