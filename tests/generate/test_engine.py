@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
 from chinchilla_lm.core.shapes import ModelShape
-from chinchilla_lm.generate.engine import END_OF_TEXT, decode_tokens, end_of_text_ids, generate, stream
+from chinchilla_lm.data.tokenizer import END_OF_TEXT
+from chinchilla_lm.generate.engine import decode_tokens, end_of_text_ids, generate, stream
 from chinchilla_lm.generate.sampling import GREEDY, Sampling
 from chinchilla_lm.model.transformer import Transformer, initialise
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
+from chinchilla_lm.data.tokenizer import END_OF_TEXT
 from chinchilla_lm.generate.sampling import Sampling, choose_tokens
 from chinchilla_lm.generate.text import TextStream
 from chinchilla_lm.model.transformer import KeyValueCache, Transformer
 
-END_OF_TEXT = "<|endoftext|>"
 DEFAULT_SAMPLING = Sampling()
 
 
