@@ -254,7 +254,7 @@ def _check_moments(
 
 def _check_tensors(path: Path, what: str, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not in this model" for name in found if name not in expected]
+    problems += [f"{name} is not in this model" for name in sorted(found) if name not in expected]
     problems += [
         f"{name} has shape {list(found[name].shape)}, this model has {list(shape)}"
         for name, shape in expected.items()

@@ -120,8 +120,8 @@ def train(
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 optimizer.zero_grad(set_to_none=True)
                 raise TrainingDiverged(
-                    f"step {step + 1}: loss {loss}, gradient norm {grad_norm} at lr {lr:.3g} must be finite; the weights "
-                    f"are those of step {step}: lower the peak learning rates (try half) or warm up longer"
+                    f"step {step + 1}: loss {loss}, gradient norm {grad_norm} at lr {lr:.3g} must be finite; weights "
+                    f"are those of step {step}: try half the peak learning rates, or a longer warm-up"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
