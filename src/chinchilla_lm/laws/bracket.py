@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from chinchilla_lm.core.errors import FitError
-from chinchilla_lm.laws.fit import Fit, Prior, centred_problem, centred_theta, fit_additive, natural_constants, refit
+from chinchilla_lm.laws.fit import Fit, Prior, fit_additive, with_prior
 from chinchilla_lm.laws.forms import Floats, PowerLine
+from chinchilla_lm.laws.solver import centred_problem, centred_theta, natural_constants, refit
 
 FORECAST_DELTA = 0.003  # Huber's turn in ln L: about the seed noise of tiny models (RECIPE: .24 to .8 %)
 LINE_SPAN = 2.5  # the line passes through the last rungs whose compute spans at least this factor
@@ -152,6 +153,27 @@ class Bracket:
         return float(additive[0]), self.line.loss(target.flops) + float(excess[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resamples:
+    """Both laws refitted to K resamples of the residuals.
+
+    Attributes:
+        constants_k5: (E, A, B, alpha, beta) of each additive law.
+        intercept_k: of each line.
+        slope_k: of each line.
+    """
+
+    constants_k5: Floats
+    intercept_k: Floats
+    slope_k: Floats
+
+    def point_sd(self, target: Target, weight: float) -> float:
+        """Return the sd of ln L of the point: `weight` of the additive law, the rest of the line, in ln L."""
+        additive, excess = _target_losses(self.constants_k5, target)
+        line = np.exp(self.intercept_k + self.slope_k * math.log(target.flops)) + excess
+        return float((weight * np.log(additive) + (1 - weight) * np.log(line)).std(ddof=1))
+
+
 def sort_ladder(runs: Sequence[Run]) -> Ladder:
     """Sort runs into rungs by their labels, lowest compute first.
 
@@ -219,24 +241,20 @@ def fit_bracket(ladder: Ladder, *, seed_sd: float) -> Bracket:
     )
 
 
-def spread(
-    bracket: Bracket, target: Target, *, weight: float, seed_sd: float, draws: int = 200, seed: int = 0
-) -> tuple[float, Floats]:
-    """Refit both laws to resampled residuals and see how far their answers scatter.
+def resample(bracket: Bracket, *, seed_sd: float, draws: int = 200, seed: int = 0) -> Resamples:
+    """Refit both laws to resampled residuals, to see how far their answers scatter.
 
-    Residuals are drawn with replacement, centred, and stretched by sqrt(n / (n - 5)) for the five fitted constants; where
+    Residuals are drawn with replacement, centred, and stretched by sqrt(n / (n - 5)) for the five fitted constants. Where
     they are smaller than the seed noise (few runs, five constants) normal noise of `seed_sd` takes their place.
 
     Args:
         bracket: the laws.
-        target: whose loss scatters.
-        weight: of the additive law in the point between both, in ln L.
         seed_sd: sd of ln L between seeds.
         draws: resamples, > 1.
         seed: of the resampling.
 
     Returns:
-        (sd of ln L of the point, constants of each resample with shape (draws, 5)).
+        Both laws of each resample.
     """
     ladder, law = bracket.ladder, bracket.fit.law
     rng = np.random.default_rng(seed)
@@ -250,23 +268,13 @@ def spread(
     else:
         noise = rng.normal(0.0, seed_sd, size=(draws, count))
     loss_kn = law.loss(ladder.params, ladder.tokens) * np.exp(noise)
-    prior = Prior(noise_sd=max(seed_sd, 1e-4))
-    problem = centred_problem(
-        ladder.params,
-        ladder.tokens,
-        ladder.loss,
-        delta=FORECAST_DELTA,
-        prior=prior,
-        noise_sd=bracket.fit.noise_sd,
-    )
+    problem = centred_problem(ladder.params, ladder.tokens, ladder.loss, delta=FORECAST_DELTA)
+    problem = with_prior(problem, Prior(noise_sd=max(seed_sd, 1e-4)), bracket.fit.noise_sd)
     start = centred_theta(law, ladder.params, ladder.tokens)
     constants = natural_constants(refit(start, problem, loss_kn=loss_kn), ladder.params, ladder.tokens)
     log_optima, _ = _rung_optima(constants, ladder, np.log(loss_kn))
     intercept, slope = _line(constants, log_optima, ladder)
-    additive, excess = _target_losses(constants, target)
-    line = np.exp(intercept + slope * math.log(target.flops)) + excess
-    point = weight * np.log(additive) + (1 - weight) * np.log(line)
-    return float(point.std(ddof=1)), constants
+    return Resamples(constants_k5=constants, intercept_k=intercept, slope_k=slope)
 
 
 def _rung_optima(constants_k5: Floats, ladder: Ladder, log_loss_kn: Floats) -> tuple[Floats, Floats]:

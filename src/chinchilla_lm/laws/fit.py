@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -25,7 +25,16 @@ import numpy as np
 
 from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.forms import AdditiveLaw, Floats
-from chinchilla_lm.laws.solver import Problem, Solution, derivatives, minimise, screen
+from chinchilla_lm.laws.solver import (
+    Problem,
+    Solution,
+    centred_problem,
+    derivatives,
+    minimise,
+    natural_constants,
+    refit,
+    screen,
+)
 
 Status = Literal["converged", "at_bound", "unidentified"]
 
@@ -34,7 +43,6 @@ _LARGEST_CONTINUED_DELTA = 1e-3  # below it the valley is too sharp for a cold s
 # Smallest eigenvalue of J^T J with unit diagonal. Measured 2026-11-21: Epoch's 240 runs 1e-3, a 3 x 3 ladder 3e-4, ten
 # runs all at D = 20 N 6e-8.
 _SINGULAR = 1e-6
-_BOOTSTRAP_CHUNK = 256  # resamples solved at once: 256 x 240 runs x 5 doubles is 2.5 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +159,7 @@ def fit_additive(
     columns = _checked_columns(params, tokens, loss, has_prior=prior is not None)
     if not (math.isfinite(delta) and delta > 0):
         raise FitError(f"delta={delta!r} must be finite and > 0; the paper's is 1e-3")
-    problem = centred_problem(*columns, delta=delta, prior=prior)
-    solution, problem = _best(problem, prior)
+    solution, problem = _best(centred_problem(*columns, delta=delta), prior)
     best = _only(solution)
     names_at_bound = [name for name, is_held in zip(_THETA_NAMES, best.at_bound_k5[0], strict=True) if is_held]
     status = _status(best, problem, names_at_bound)
@@ -183,81 +190,11 @@ def fit_additive(
     )
 
 
-def refit(theta: Floats, problem: Problem, *, weight_kn: Floats | None = None, loss_kn: Floats | None = None) -> Floats:
-    """Fit K resamples, each from one warm start.
-
-    Args:
-        theta: the start, shape (5,), of `centred_problem`.
-        problem: the fit whose resamples these are.
-        weight_kn: how often each run counts in each resample (pairs bootstrap), or None.
-        loss_kn: the losses of each resample (residual bootstrap), or None.
-
-    Returns:
-        theta of each resample, shape (K, 5).
-    """
-    count = len(weight_kn) if weight_kn is not None else len(loss_kn) if loss_kn is not None else 0
-    ends: list[Floats] = []
-    for first in range(0, count, _BOOTSTRAP_CHUNK):
-        part = slice(first, min(first + _BOOTSTRAP_CHUNK, count))
-        resample = Problem(
-            x_n=problem.x_n,
-            y_n=problem.y_n,
-            l_kn=problem.l_kn if loss_kn is None else np.log(loss_kn[part]),
-            weight_kn=problem.weight_kn if weight_kn is None else weight_kn[part],
-            delta=problem.delta,
-            prior_mean=problem.prior_mean,
-            prior_precision=problem.prior_precision,
-        )
-        starts = np.tile(theta, (part.stop - part.start, 1))
-        ends.append(minimise(starts, resample).theta_k5)
-    return np.concatenate(ends)
-
-
-def centred_problem(
-    params: Floats, tokens: Floats, loss: Floats, *, delta: float, prior: Prior | None, noise_sd: float | None = None
-) -> Problem:
-    """Return the problem that the solver sees: centred logs, one weight a run, the prior in units of the objective.
-
-    Args:
-        params: N > 0 of each run.
-        tokens: D > 0 of each run.
-        loss: L > 0 of each run.
-        delta: of the Huber loss.
-        prior: on the exponents, or None.
-        noise_sd: the noise scale s that weighs the prior; None takes the prior's own.
-
-    Returns:
-        The problem.
-    """
-    x, y = np.log(params), np.log(tokens)
-    precision, mean = np.zeros(5), np.zeros(5)
-    if prior is not None:
-        scale = max(prior.noise_sd, noise_sd or 0.0)
-        precision[3:] = scale**2 / prior.sd**2
-        mean[3:] = prior.mean
-    return Problem(
-        x_n=x - x.mean(),
-        y_n=y - y.mean(),
-        l_kn=np.log(loss),
-        weight_kn=np.ones((1, len(x))),
-        delta=delta,
-        prior_mean=mean,
-        prior_precision=precision,
-    )
-
-
-def natural_constants(theta_k5: Floats, params: Floats, tokens: Floats) -> Floats:
-    """Turn the solver's theta into (E, A, B, alpha, beta), shape (K, 5), undoing the centring on these runs."""
-    x_mean, y_mean = float(np.log(params).mean()), float(np.log(tokens).mean())
-    a, b, e, alpha, beta = theta_k5.T
-    return np.column_stack([np.exp(e), np.exp(a + alpha * x_mean), np.exp(b + beta * y_mean), alpha, beta])
-
-
-def centred_theta(law: AdditiveLaw, params: Floats, tokens: Floats) -> Floats:
-    """Turn a law into the solver's theta, shape (5,), centred on these runs; the inverse of `natural_constants`."""
-    x_mean, y_mean = float(np.log(params).mean()), float(np.log(tokens).mean())
-    a, b = math.log(law.A) - law.alpha * x_mean, math.log(law.B) - law.beta * y_mean
-    return np.array([a, b, math.log(law.E), law.alpha, law.beta])
+def with_prior(problem: Problem, prior: Prior, noise_sd: float = 0.0) -> Problem:
+    """Return the problem with the prior weighed by a noise scale, at least the prior's own (the module says how)."""
+    exponents = np.array([0.0, 0.0, 0.0, 1.0, 1.0])
+    scale = max(prior.noise_sd, noise_sd)
+    return replace(problem, prior_mean=exponents * prior.mean, prior_precision=exponents * (scale / prior.sd) ** 2)
 
 
 def intervals_of(constants_k5: Floats) -> dict[str, Interval]:
@@ -309,33 +246,21 @@ _THETA_NAMES = ("A", "B", "E", "alpha", "beta")
 
 
 def _best(problem: Problem, prior: Prior | None) -> tuple[Solution, Problem]:
-    """Screen, polish, weigh the prior by the noise it leaves, and follow delta down where it is small."""
-    cold = _with(problem, delta=max(problem.delta, _LARGEST_CONTINUED_DELTA))
-    solution = _only(minimise(screen(cold), cold))
-    while cold.delta > problem.delta:
-        cold = _with(cold, delta=max(cold.delta / 4, problem.delta))
-        solution = minimise(solution.theta_k5, cold)
-    for _ in range(4 if prior is not None else 0):  # s settles to 1 % in two or three rounds
+    """Screen, polish, follow delta down where it is small, and weigh the prior by the noise it leaves."""
+    current = problem if prior is None else with_prior(problem, prior)
+    current = replace(current, delta=max(problem.delta, _LARGEST_CONTINUED_DELTA))
+    solution = _only(minimise(screen(current), current))
+    while current.delta > problem.delta:
+        current = replace(current, delta=max(current.delta / 4, problem.delta))
+        solution = minimise(solution.theta_k5, current)
+    for _ in range(0 if prior is None else 4):  # the noise settles to 1 % in two or three rounds
         assert prior is not None
-        scale = max(prior.noise_sd, noise_scale(_solver_residuals(solution, cold), cold.delta))
-        precision = np.array([0, 0, 0, 1, 1]) * scale**2 / prior.sd**2
-        if np.allclose(precision, cold.prior_precision, rtol=0.02, atol=0):
+        weighed = with_prior(current, prior, noise_scale(_solver_residuals(solution, current), current.delta))
+        if np.allclose(weighed.prior_precision, current.prior_precision, rtol=0.02, atol=0):
             break
-        cold = _with(cold, prior_precision=precision)
-        solution = minimise(solution.theta_k5, cold)
-    return solution, cold
-
-
-def _with(problem: Problem, *, delta: float | None = None, prior_precision: Floats | None = None) -> Problem:
-    return Problem(
-        x_n=problem.x_n,
-        y_n=problem.y_n,
-        l_kn=problem.l_kn,
-        weight_kn=problem.weight_kn,
-        delta=problem.delta if delta is None else delta,
-        prior_mean=problem.prior_mean,
-        prior_precision=problem.prior_precision if prior_precision is None else prior_precision,
-    )
+        current = weighed
+        solution = minimise(solution.theta_k5, current)
+    return solution, current
 
 
 def _solver_residuals(solution: Solution, problem: Problem) -> Floats:
@@ -360,7 +285,7 @@ def _status(best: Solution, problem: Problem, names_at_bound: list[str]) -> Stat
     if names_at_bound:
         return "at_bound"
     # With an endless delta the reweighted matrix is J^T J plus the prior: what the prior pins down counts as identified.
-    _, information, _ = derivatives(best.theta_k5, _with(problem, delta=math.inf))
+    _, information, _ = derivatives(best.theta_k5, replace(problem, delta=math.inf))
     scale = 1 / np.sqrt(np.diag(information[0]))
     smallest = float(np.linalg.eigvalsh(information[0] * scale[:, None] * scale[None, :])[0])
     return "unidentified" if smallest < _SINGULAR else "converged"

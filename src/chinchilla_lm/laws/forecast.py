@@ -20,7 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from chinchilla_lm.laws.bracket import Bracket, Ladder, Run, RungOptimum, Target, fit_bracket, sort_ladder, spread
+from chinchilla_lm.laws.bracket import (
+    Bracket,
+    Ladder,
+    Resamples,
+    Run,
+    RungOptimum,
+    Target,
+    fit_bracket,
+    resample,
+    sort_ladder,
+)
 from chinchilla_lm.laws.fit import Fit, intervals_of
 from chinchilla_lm.laws.forms import AdditiveLaw, PowerLine
 
@@ -161,14 +171,16 @@ def forecast(
         FitError: fewer than three runs, a number that is not finite and > 0, or a search that did not end.
     """
     whole = sort_ladder(runs)
-    first = _pre_asymptotic(fit_bracket(whole, seed_sd=seed_sd).rungs, seed_sd)
+    all_rungs = fit_bracket(whole, seed_sd=seed_sd).rungs
+    first = _pre_asymptotic(all_rungs, seed_sd)
     bracket = fit_bracket(whole.keep(first, whole.n_rungs), seed_sd=seed_sd)
-    loss, low, high, sd_fit, constants = _band(bracket, target, seed_sd=seed_sd, draws=draws, seed=seed)
+    resamples = resample(bracket, seed_sd=seed_sd, draws=draws, seed=seed)
+    loss, low, high, sd_fit = _band(bracket, resamples, target, seed_sd)
     tests = _back_tests(bracket, seed_sd=seed_sd, draws=draws, seed=seed)
     step = max(math.log(target.flops / bracket.rungs[-1].flops), 0.0)
     widening = max((test.miss * step / math.log(test.step) for test in tests if test.kind == "optimum"), default=0.0)
     low, high = low * math.exp(-widening), high * math.exp(widening)
-    doubts = _doubts(bracket, fit_bracket(whole, seed_sd=seed_sd).rungs, target, widening, seed_sd)
+    doubts = _doubts(bracket, all_rungs, target, widening, seed_sd)
     floor = 0.0 if tests else _NO_BACKTEST_HALF_WIDTH
     floor = _NOT_ESTABLISHED_HALF_WIDTH if doubts else floor
     additive, line = bracket.losses(target)
@@ -181,50 +193,45 @@ def forecast(
         backtests=tests,
         established=not doubts,
         reasons=(*doubts, *_remarks(whole, first, tests, widening)),
-        fit=replace(bracket.fit, intervals=intervals_of(constants)),
+        fit=replace(bracket.fit, intervals=intervals_of(resamples.constants_k5)),
         line=bracket.line,
         rungs=bracket.rungs,
         sd_fit=sd_fit,
     )
 
 
-def _band(
-    bracket: Bracket, target: Target, *, seed_sd: float, draws: int, seed: int
-) -> tuple[float, float, float, float, Any]:
-    """Return the point, the band before back-tests, its sd and the resampled constants."""
+def _band(bracket: Bracket, resamples: Resamples, target: Target, seed_sd: float) -> tuple[float, float, float, float]:
+    """Return the point, the band before back-tests (low, high) and the sd of ln L behind it."""
     additive, line = bracket.losses(target)
     point = math.exp(ADDITIVE_WEIGHT * math.log(additive) + (1 - ADDITIVE_WEIGHT) * math.log(line))
-    point_sd, constants = spread(bracket, target, weight=ADDITIVE_WEIGHT, seed_sd=seed_sd, draws=draws, seed=seed)
-    sd_fit = math.hypot(point_sd, seed_sd)
+    sd_fit = math.hypot(resamples.point_sd(target, ADDITIVE_WEIGHT), seed_sd)
     margin = math.exp(BAND_MARGIN + _NORMAL_90 * sd_fit)
-    return point, min(additive, line) / margin, max(additive, line) * margin, sd_fit, constants
+    return point, min(additive, line) / margin, max(additive, line) * margin, sd_fit
 
 
 def _back_tests(bracket: Bracket, *, seed_sd: float, draws: int, seed: int) -> tuple[BackTest, ...]:
     """Hide the top rung (and the top two of four or more) and predict its optimum and each of its runs."""
     ladder = bracket.ladder
+    top = bracket.rungs[-1]
+    asked = [("optimum", Target(params=top.params, tokens=top.tokens, flops=top.flops), top.loss)]
+    for run in np.flatnonzero(ladder.rung_n == ladder.n_rungs - 1):
+        at = Target(params=float(ladder.params[run]), tokens=float(ladder.tokens[run]), flops=float(ladder.flops[run]))
+        asked.append(("run", at, float(ladder.loss[run])))
     tests: list[BackTest] = []
     for hidden in (1, 2) if ladder.n_rungs >= 4 else (1,):
         seen = ladder.n_rungs - hidden
         if seen < 2:
             break
         lower = fit_bracket(ladder.keep(0, seen), seed_sd=seed_sd)
-        top = bracket.rungs[-1]
-        asked = [("optimum", Target(params=top.params, tokens=top.tokens, flops=top.flops), top.loss)]
-        for run in np.flatnonzero(ladder.rung_n == ladder.n_rungs - 1):
-            at = Target(
-                params=float(ladder.params[run]), tokens=float(ladder.tokens[run]), flops=float(ladder.flops[run])
-            )
-            asked.append(("run", at, float(ladder.loss[run])))
+        resamples = resample(lower, seed_sd=seed_sd, draws=draws, seed=seed)
         for kind, at, actual in asked:
-            point, low, high, _, _ = _band(lower, at, seed_sd=seed_sd, draws=draws, seed=seed)
-            step = at.flops / lower.rungs[-1].flops
+            point, low, high, _ = _band(lower, resamples, at, seed_sd)
             tests.append(
                 BackTest(
                     kind=kind,
                     params=at.params,
                     flops=at.flops,
-                    step=step,
+                    step=at.flops / lower.rungs[-1].flops,
                     predicted=point,
                     low=low,
                     high=high,

@@ -9,17 +9,19 @@ It knows nothing of files, statuses or intervals, and never draws.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from chinchilla_lm.laws.forms import Floats
+from chinchilla_lm.laws.forms import AdditiveLaw, Floats
 
 # The box of theta. Outside it a term is nothing (below 1e-6 of a loss) or the exponent means nothing: published
 # exponents lie in [.05, .6] (LAWS table: Kaplan .076, Besiroglu .37). A fit that ends on the box says so (`at_bound`).
 EXPONENT_RANGE = (0.005, 3.0)
 TERM_FLOOR = 1e-6
 _MAX_STEPS = 300
+_CHUNK = 256  # resamples solved at once: 256 x 240 runs x 5 doubles is 2.5 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,69 @@ def minimise(theta_k5: Floats, problem: Problem) -> Solution:
     )
 
 
+def refit(theta: Floats, problem: Problem, *, weight_kn: Floats | None = None, loss_kn: Floats | None = None) -> Floats:
+    """Fit K resamples, each from one warm start.
+
+    Args:
+        theta: the start, shape (5,), centred on the problem's runs.
+        problem: the fit whose resamples these are.
+        weight_kn: how often each run counts in each resample (pairs bootstrap), or None.
+        loss_kn: the losses of each resample (residual bootstrap), or None.
+
+    Returns:
+        theta of each resample, shape (K, 5).
+    """
+    resamples = problem
+    if loss_kn is not None:
+        resamples = replace(resamples, l_kn=np.log(loss_kn))
+    if weight_kn is not None:
+        resamples = replace(resamples, weight_kn=weight_kn)
+    count = max(len(resamples.weight_kn), len(resamples.l_kn) if resamples.l_kn.ndim == 2 else 1)
+    ends: list[Floats] = []
+    for first in range(0, count, _CHUNK):
+        rows = np.arange(first, min(first + _CHUNK, count))
+        ends.append(minimise(np.tile(theta, (len(rows), 1)), _rows(resamples, rows)).theta_k5)
+    return np.concatenate(ends)
+
+
+def centred_problem(params: Floats, tokens: Floats, loss: Floats, *, delta: float) -> Problem:
+    """Return the problem of some runs: centred logs, one weight a run, no prior.
+
+    Args:
+        params: N > 0 of each run.
+        tokens: D > 0 of each run.
+        loss: L > 0 of each run.
+        delta: of the Huber loss, in ln L.
+
+    Returns:
+        The problem.
+    """
+    x, y = np.log(params), np.log(tokens)
+    return Problem(
+        x_n=x - x.mean(),
+        y_n=y - y.mean(),
+        l_kn=np.log(loss),
+        weight_kn=np.ones((1, len(x))),
+        delta=delta,
+        prior_mean=np.zeros(5),
+        prior_precision=np.zeros(5),
+    )
+
+
+def natural_constants(theta_k5: Floats, params: Floats, tokens: Floats) -> Floats:
+    """Turn the solver's theta into (E, A, B, alpha, beta), shape (K, 5), undoing the centring on these runs."""
+    x_mean, y_mean = float(np.log(params).mean()), float(np.log(tokens).mean())
+    a, b, e, alpha, beta = theta_k5.T
+    return np.column_stack([np.exp(e), np.exp(a + alpha * x_mean), np.exp(b + beta * y_mean), alpha, beta])
+
+
+def centred_theta(law: AdditiveLaw, params: Floats, tokens: Floats) -> Floats:
+    """Turn a law into the solver's theta, shape (5,), centred on these runs; the inverse of `natural_constants`."""
+    x_mean, y_mean = float(np.log(params).mean()), float(np.log(tokens).mean())
+    a, b = math.log(law.A) - law.alpha * x_mean, math.log(law.B) - law.beta * y_mean
+    return np.array([a, b, math.log(law.E), law.alpha, law.beta])
+
+
 def objective(theta_k5: Floats, problem: Problem) -> Floats:
     """Return S of each theta, shape (K,)."""
     log_loss, _ = _log_loss(theta_k5, problem)
@@ -241,12 +306,8 @@ def _rows(problem: Problem, active: np.ndarray) -> Problem:
     many_losses, many_weights = problem.l_kn.ndim == 2, len(problem.weight_kn) > 1
     if not (many_losses or many_weights):
         return problem
-    return Problem(
-        x_n=problem.x_n,
-        y_n=problem.y_n,
+    return replace(
+        problem,
         l_kn=problem.l_kn[active] if many_losses else problem.l_kn,
         weight_kn=problem.weight_kn[active] if many_weights else problem.weight_kn,
-        delta=problem.delta,
-        prior_mean=problem.prior_mean,
-        prior_precision=problem.prior_precision,
     )
