@@ -1,0 +1,153 @@
+"""Commands on a finished model: `generate` and `eval`.
+
+MODEL is a model folder (ours or any Hugging Face Qwen3 or Llama folder) or a run directory, whose model/ is taken.
+Heavy imports stand inside the functions, so that `chinchilla --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from chinchilla_lm.core.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from chinchilla_lm.data.loader import HeldOut
+    from chinchilla_lm.generate.engine import Generation
+    from chinchilla_lm.model.transformer import Transformer
+
+JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def generate(  # noqa: PLR0913 - a command has as many arguments as options
+    model: Path,
+    prompt: str,
+    *,
+    max_tokens: int = 128,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    json: JsonFlag = False,
+) -> None:  # fmt: skip
+    """Continue a prompt.
+
+    Args:
+        model: A model folder or a run directory.
+        prompt: The text to continue; "" starts a new one.
+        max_tokens: The most tokens to add.
+        temperature: 0 takes the most likely token; 1 draws as the model says.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the likeliest tokens that together reach p; 1 keeps all.
+        seed: The same seed gives the same text.
+        json: Print one JSON document: text, tokens, tokens_per_s, finish_reason.
+    """
+    # torch takes seconds to import
+    from chinchilla_lm.generate.engine import generate as continue_text
+    from chinchilla_lm.generate.engine import stream
+    from chinchilla_lm.generate.sampling import Sampling
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    transformer, tokenizer, stop_ids = _load(model)
+    if json:
+        record = continue_text(
+            transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids
+        )
+        _print_json({name: getattr(record, name) for name in ("text", "tokens", "tokens_per_s", "finish_reason")})
+        return
+    pieces = stream(transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids)
+    record = _print_pieces(pieces)
+    print(
+        f"{record.tokens} tokens, {record.tokens_per_s:.1f} tokens/s, finish_reason {record.finish_reason}",
+        file=sys.stderr,
+    )
+
+
+def evaluate(
+    model: Path,
+    *,
+    corpus: tuple[str, ...] = (),
+    data: Path | None = None,
+    max_tokens: int | None = None,
+    json: JsonFlag = False,
+) -> None:
+    """Measure a model's loss and bits per byte on text it has not seen.
+
+    Args:
+        model: A model folder or a run directory.
+        corpus: Held-out text: files, folders or globs, tokenised with the model's own tokenizer.
+        data: A folder that `chinchilla prepare` wrote: its held-out part is used. A run directory brings its own.
+        max_tokens: Use at most so many targets; all by default.
+        json: Print one JSON document, the eval record.
+    """
+    # torch takes seconds to import
+    from chinchilla_lm.evals.perplexity import evaluate as measure
+
+    transformer, tokenizer, _ = _load(model)
+    heldout = _held_out(model, transformer, tokenizer, corpus=corpus, data=data, max_tokens=max_tokens)
+    result = measure(transformer, heldout)
+    if json:
+        _print_json({"schema": "eval/1", **result.to_dict()})
+        return
+    error = "" if result.loss_se is None else f" +- {result.loss_se:.4f}"
+    print(f"loss           {result.loss:.4f}{error} nats per token")
+    print(f"bits per byte  {result.bits_per_byte:.4f}")
+    print(f"perplexity     {result.perplexity:.2f} per token")
+    print(f"measured on    {result.tokens:,} tokens, {result.bytes:,} bytes")
+
+
+def _load(model: Path) -> tuple[Transformer, Tokenizer, tuple[int, ...] | None]:
+    """Return the model, its tokenizer and the tokens that end a text (None: the tokenizer's end-of-text token)."""
+    # torch takes seconds to import
+    from chinchilla_lm.data.tokenizer import load_tokenizer
+    from chinchilla_lm.model.huggingface import load_model
+    from chinchilla_lm.model.model_config import read_special_ids
+
+    folder = model / "model" if (model / "model" / "config.json").is_file() else model
+    transformer = load_model(folder)
+    end_of_text = read_special_ids(folder, transformer.shape.vocab).eos
+    return transformer, load_tokenizer(folder), None if end_of_text is None else (end_of_text,)
+
+
+def _held_out(
+    model: Path,
+    transformer: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    corpus: tuple[str, ...],
+    data: Path | None,
+    max_tokens: int | None,
+) -> HeldOut:
+    from chinchilla_lm.data.documents import read_documents
+    from chinchilla_lm.data.loader import heldout_windows
+    from chinchilla_lm.evals.heldout import windows_of_documents
+
+    if corpus and data:
+        raise DataError("--corpus and --data were both given; give one of them")
+    if corpus:
+        return windows_of_documents(read_documents(corpus), tokenizer, transformer.shape.context, max_tokens)
+    data = model / "data" if data is None else data
+    if not data.is_dir():
+        raise DataError(
+            f"{data} is not a prepared folder; give --corpus TEXT, or --data DIR that `chinchilla prepare` wrote"
+        )
+    return heldout_windows(data, transformer.shape.context, max_tokens)
+
+
+def _print_pieces(pieces) -> Generation:  # noqa: ANN001
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as finished:
+            print()
+            return finished.value
+
+
+def _print_json(record: dict[str, object]) -> None:
+    print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
