@@ -25,7 +25,8 @@ _ASPECT_LIMIT = 128.0
 _GROUPED_ABOVE, _HEADS_PER_GROUP = 1024, 4
 # Vocabulary parameters N_v = 0.2 C^0.42 (Tao et al. 2024, arXiv 2407.13623, read off their IsoFLOP fit).
 _VOCAB_SCALE, _VOCAB_EXPONENT = 0.2, 0.42
-_VOCAB_RANGE = (256, 32768)
+# 512 is the first power of two with room for 256 bytes and the end of text; 32768 is recipe v1's.
+_VOCAB_RANGE = (512, 32768)
 
 
 def shape_on_path(d_model: int, *, vocab: int, context: int) -> ModelShape:
@@ -122,7 +123,7 @@ def nearest_shape(
 
 
 def vocab_for(flops: float, d_model: int) -> int:
-    """Return the vocabulary that suits a budget: the power of two nearest to 0.2 C^0.42 / d, from 256 to 32768.
+    """Return the vocabulary that suits a budget: the power of two nearest to 0.2 C^0.42 / d, from 512 to 32768.
 
     Args:
         flops: of the final training run, C > 0.
