@@ -1,8 +1,8 @@
 """The two laws that bracket a forecast, fitted to one ladder of runs.
 
-`additive` is the five-parameter law with a weak prior on its exponents; `line` is a straight line in ln L against ln C through
-the optima of the last rungs. A rung's optimum is the additive law's least loss at that compute, shifted by how far the rung's
-own runs lie off the law: three sizes are too few for a parabola of their own, and enough for one shift.
+`additive` is the five-parameter law with a weak prior on its exponents; `line` is a straight line in ln L against ln C
+through the optima of the last rungs. A rung's optimum is the additive law's least loss at that compute, shifted by how
+far the rung's own runs lie off the law: three sizes are too few for a parabola, and enough for one shift.
 
 Symbols: n runs, R rungs (lowest compute first), K resamples; constants_k5 are (E, A, B, alpha, beta);
 N `params`, D `tokens`, C `flops`, k = C / (N D) flops per param and token.
@@ -23,8 +23,10 @@ from chinchilla_lm.laws.fit import Fit, Prior, fit_additive, with_prior
 from chinchilla_lm.laws.forms import Floats, PowerLine
 from chinchilla_lm.laws.solver import centred_problem, centred_theta, natural_constants, refit
 
-FORECAST_DELTA = 0.003  # Huber's turn in ln L: about the seed noise of tiny models (RECIPE: .24 to .8 %)
-LINE_SPAN = 2.5  # the line passes through the last rungs whose compute spans at least this factor
+FORECAST_DELTA = 0.003  # Huber's turn in ln L: the seed noise of tiny models is .0024 to .008 (recipe v1)
+# The line passes through the last rungs whose compute spans at least this factor. 5 for 2.5 took the 90th percentile
+# of the point's error 3x above from .96 to .70 % on six IsoFLOP sweeps (dev/LOG.md 2026-11-21).
+LINE_SPAN = 5.0
 # A run this far (in ln L) above its rung's optimum counts half in the rung's shift: far from the optimum the law's
 # curvature, not its level, is what the run measures.
 _HALF_WEIGHT_EXCESS = 0.02
@@ -244,8 +246,8 @@ def fit_bracket(ladder: Ladder, *, seed_sd: float) -> Bracket:
 def resample(bracket: Bracket, *, seed_sd: float, draws: int = 200, seed: int = 0) -> Resamples:
     """Refit both laws to resampled residuals, to see how far their answers scatter.
 
-    Residuals are drawn with replacement, centred, and stretched by sqrt(n / (n - 5)) for the five fitted constants. Where
-    they are smaller than the seed noise (few runs, five constants) normal noise of `seed_sd` takes their place.
+    Residuals are drawn with replacement, centred, and stretched by sqrt(n / (n - 5)) for the five fitted constants.
+    Where they are smaller than the seed noise (few runs, five constants) normal noise of `seed_sd` takes their place.
 
     Args:
         bracket: the laws.

@@ -7,8 +7,8 @@ early and gave the published constants of that paper (Besiroglu et al. 2024, arX
 The prior, when one is given, is a Gaussian on alpha and beta, weighed as a log-posterior. The Huber sum is the negative
 log-likelihood of p(r) = exp(-Huber_delta(r) / s^2) / Z(s) up to the factor s^2, so the sum minimised is
     sum_i Huber_delta(r_i) + s^2 [(alpha - m)^2 + (beta - m)^2] / (2 sd^2),
-where s is the noise scale: fitted to the residuals by maximum likelihood (with n - 5 degrees of freedom), never below the
-prior's `noise_sd`. For delta >> s it is the plain Gaussian posterior with noise sd s; with many runs the prior fades.
+where s is the noise scale: fitted to the residuals by maximum likelihood (with n - 5 degrees of freedom), never below
+the prior's `noise_sd`. For delta >> s it is the plain Gaussian posterior with noise sd s; many runs outweigh the prior.
 
 It refuses runs that are not numbers, and it never reads files.
 """
@@ -85,8 +85,8 @@ class Fit:
 
     Attributes:
         law: the constants.
-        status: "converged"; "at_bound": a constant ended on the edge of the search box; "unidentified": the runs allow a
-            whole line of constants equally well.
+        status: "converged"; "at_bound": a constant ended on the edge of the search box; "unidentified": the runs allow
+            a whole line of constants equally well.
         objective: sum over runs of Huber_delta(r), without the prior's share.
         gradient: largest absolute component of the gradient of what was minimised.
         n_runs: runs used.
@@ -153,8 +153,10 @@ def fit_additive(
     Raises:
         FitError: runs that are no numbers, too few runs, or a search that did not end.
 
-    Source: Hoffmann et al. 2022, section 3.3. Differs: starts from a variable-projection screen instead of 4,500 starts,
-        and stops on the gradient; on the paper's digitised runs it finds a lower sum.
+    Source: Hoffmann et al. 2022, section 3.3.
+
+    Differs: starts from a variable-projection screen instead of 4,500 starts, and stops on the gradient; on the paper's
+        digitised runs it finds a slightly lower sum.
     """
     columns = _checked_columns(params, tokens, loss, has_prior=prior is not None)
     if not (math.isfinite(delta) and delta > 0):
@@ -164,9 +166,7 @@ def fit_additive(
     names_at_bound = [name for name, is_held in zip(_THETA_NAMES, best.at_bound_k5[0], strict=True) if is_held]
     status = _status(best, problem, names_at_bound)
     if best.gradient_k[0] > 1e-5 * delta * len(columns[0]) and status == "converged":
-        raise FitError(
-            f"the search ended with gradient {best.gradient_k[0]:.1e}, not 0; remove runs that diverged or repeat others"
-        )
+        raise FitError(f"the search ended with gradient {best.gradient_k[0]:.1e}, not 0; remove runs that diverged")
     constants = natural_constants(best.theta_k5, columns[0], columns[1])[0]
     law = AdditiveLaw(**dict(zip(("E", "A", "B", "alpha", "beta"), map(float, constants), strict=True)))
     residuals = np.log(columns[2]) - np.log(law.loss(columns[0], columns[1]))
@@ -284,7 +284,7 @@ def _only(solution: Solution) -> Solution:
 def _status(best: Solution, problem: Problem, names_at_bound: list[str]) -> Status:
     if names_at_bound:
         return "at_bound"
-    # With an endless delta the reweighted matrix is J^T J plus the prior: what the prior pins down counts as identified.
+    # With an endless delta the reweighted matrix is J^T J plus the prior: what the prior pins down is identified.
     _, information, _ = derivatives(best.theta_k5, replace(problem, delta=math.inf))
     scale = 1 / np.sqrt(np.diag(information[0]))
     smallest = float(np.linalg.eigvalsh(information[0] * scale[:, None] * scale[None, :])[0])

@@ -2,13 +2,13 @@
 
 Two laws bracket the truth. The five-parameter law (`additive`) keeps a floor E and is nearly always too pessimistic; a
 straight line in ln L against ln C through the last rungs (`line`) has no floor and is nearly always too optimistic.
-The point lies between them. The band is their range, widened by what is known to be uncertain: .25 %, the scatter of the
-fit and of the final run's own seed, and the miss of the same procedure when the top rungs are hidden from it.
+The point lies between them. The band is their range, widened by what is known to be uncertain: .25 %, the scatter of
+the fit and of the final run's own seed, and the miss of the same procedure when the top rungs are hidden from it.
 
-Words: a `rung` is the runs of one compute; its optimum is the least loss that this compute reaches. N `params`, D `tokens`,
-C `flops`, L `loss` in nats per token; everything scatters and widens in ln L.
-It never trains, reads files or prints. Where the ladder does not carry a forecast it says so (`established` is False, with
-the reasons) and widens.
+Words: a `rung` is the runs of one compute; its optimum is the least loss that this compute reaches. N `params`,
+D `tokens`, C `flops`, L `loss` in nats per token; everything scatters and widens in ln L.
+It never trains, reads files or prints. Where the ladder does not carry a forecast it says so (`established` is False,
+with the reasons) and widens.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ LEVEL = 0.9
 ADDITIVE_WEIGHT = (
     0.5  # of the point between line (0) and additive (1), in ln L; dev/LOG.md 2026-11-21, bench/backtest.py
 )
-BAND_MARGIN = 0.0025  # each side of the bracket, in ln L (RECIPE back-tests: 31 of 33 inside with it)
-_NORMAL_90 = 1.645  # sd in half of a 90 % interval
-_NOT_ESTABLISHED_HALF_WIDTH = 0.04  # laws from below the floor missed by +4.8 % at 10x (RECIPE section 7)
-_NO_BACKTEST_HALF_WIDTH = 0.03  # what two rungs and a 13x step can promise (RECIPE section 7, budgets)
+BAND_MARGIN = 0.0025  # each side of the bracket, in ln L: 31 of 33 published cases lay inside with it alone (recipe v1)
+_NORMAL_90 = 1.645  # sd in half of a 90 % interval; one-sided, 95 %
+_NOT_ESTABLISHED_HALF_WIDTH = 0.04  # rungs below 1e12 FLOPs missed by +4.8 % at 10x (recipe v1)
+_NO_BACKTEST_HALF_WIDTH = 0.03  # what two rungs and a 13x step can promise (recipe v1)
 _LARGEST_BACKTEST_WIDENING = 0.02  # a ladder whose own top rung it misses by more does not carry a forecast
 _LARGEST_STEP = 100.0  # from the top rung to the target; beyond it nobody has shown a forecast from small rungs
 
@@ -248,7 +248,7 @@ def _slopes(rungs: Sequence[RungOptimum]) -> list[float]:
 
 
 def _steepens(rungs: Sequence[RungOptimum], at: int, seed_sd: float) -> bool:
-    """Say whether the slope above rung `at` + 1 is steeper than below it by more than one sd of the noise.
+    """Say whether the slope above rung `at` + 1 is steeper than below it, beyond what noise does in 19 of 20 ladders.
 
     The additive law only ever flattens, so steepening is the mark of runs too small for the law.
     """
@@ -260,7 +260,7 @@ def _steepens(rungs: Sequence[RungOptimum], at: int, seed_sd: float) -> bool:
         (1 / first_gap + 1 / second_gap) ** 2 / middle.n_runs,
         (1 / second_gap) ** 2 / above.n_runs,
     )
-    return slopes[at + 1] - slopes[at] > seed_sd * math.sqrt(sum(parts))
+    return slopes[at + 1] - slopes[at] > _NORMAL_90 * seed_sd * math.sqrt(sum(parts))
 
 
 def _pre_asymptotic(rungs: Sequence[RungOptimum], seed_sd: float) -> int:
@@ -290,7 +290,7 @@ def _doubts(
         )
     if widening > _LARGEST_BACKTEST_WIDENING:
         doubts.append(
-            f"with the top rungs hidden their loss is missed by more than the band, {100 * widening:.1f} % at the target's "
+            f"with the top rungs hidden their loss falls outside the band, by {100 * widening:.1f} % at the target's "
             "distance; look for a badly trained rung, or add one nearer to the target"
         )
     if target.flops > _LARGEST_STEP * bracket.rungs[-1].flops:

@@ -1,8 +1,8 @@
 """The forms of scaling laws: what loss a model of some size reaches after some number of tokens.
 
-Symbols: N `params`, D `tokens`, C `flops` (training), L `loss` in nats per token; E, A, B, alpha, beta as in the papers;
-k `flops_per_param_token` with C = k N D (6 in the papers). At the optimum N* = G (C/k)^a and D* = (C/k)^b / G.
-A law is a value. It never fits, reads files or draws; and it never converts between conventions of N: it stores its own.
+Symbols: N `params`, D `tokens`, C `flops` (training), L `loss` in nats per token; E, A, B, alpha, beta as in the
+papers; k `flops_per_param_token` with C = k N D (6 in the papers). At the optimum N* = G (C/k)^a and D* = (C/k)^b / G.
+A law is a value. It never fits, reads files or draws, nor converts between conventions of N: it stores its own.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, overload
+from typing import Any, Protocol, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from chinchilla_lm.core.errors import FitError, PlanError
+from chinchilla_lm.laws.count import ParamsConvention
 
 Floats = npt.NDArray[np.float64]
-ParamsConvention = Literal["matmul", "total", "non_embedding"]
-"""Which weights N counts: those in a matmul per token (blocks and head), all, or all but both embeddings."""
 
 
 class Law(Protocol):

@@ -77,7 +77,7 @@ _ROWS = (
         law=AdditiveLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28, params_convention="total"),
         source="Hoffmann et al. 2022, eq. 10: parametric fit, constants as printed",
         largest_flops=3e21,
-        note="the printed digits do not reproduce the paper's own table A3 (18 to 30 % low); besiroglu2024 refits the runs",
+        note="the printed digits give sizes 18 to 30 % below the paper's own table A3; besiroglu2024 refits the runs",
     ),
     PublishedLaw(
         name="hoffmann2022-approach3-tex",
@@ -116,7 +116,7 @@ _ROWS = (
     ),
     PublishedLaw(
         name="kaplan2020",
-        # N* = 4.68B at 1e21 FLOPs is how Hoffmann et al. 2022, section D.4, read it; exponent .73 from Kaplan, section 6.
+        # N* = 4.68B at 1e21 FLOPs is how Hoffmann et al. 2022, section D.4, read it; exponent: Kaplan, section 6.
         law=AllocationLaw(
             coefficient=4.68e9 / 1e21**0.73,
             exponent=0.73,
@@ -125,7 +125,7 @@ _ROWS = (
             line=PowerLine(intercept=0.050 * math.log(3.1e8 * _PF_DAY_FLOPS), slope=-0.050),
         ),
         source="Kaplan et al. 2020 (arXiv 2001.08361), section 6; anchored as in Hoffmann et al. 2022, section D.4",
-        note="superseded: it counts no head FLOPs, warms up too long and does not tune small models (Porian et al. 2024)",
+        note="superseded: no head FLOPs, a long warm-up and untuned small models (Porian et al. 2024)",
     ),
 )
 PUBLISHED_LAWS = {row.name: row for row in _ROWS}

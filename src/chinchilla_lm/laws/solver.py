@@ -109,9 +109,9 @@ def screen(problem: Problem, keep: int = 8) -> Floats:
 def minimise(theta_k5: Floats, problem: Problem) -> Solution:
     """Walk each start to its minimum.
 
-    Each step tries a Levenberg-Marquardt step on the reweighted squares (safe far away: the square majorises Huber) and a
-    Newton step with the exact second derivatives (fast nearby), and takes the better. A start stops when its gradient is
-    below 1e-9 * delta * (sum of weights), or when no step lowers S; that S stopped changing is never taken as an end.
+    Each step tries a Levenberg-Marquardt step on the reweighted squares (safe far away: the square majorises Huber) and
+    a Newton step with the exact second derivatives (fast nearby), and takes the better. A start stops when its gradient
+    is below 1e-9 * delta * (sum of weights), or when no step at any damping lowers S (the limit of doubles).
 
     Args:
         theta_k5: starts, shape (K, 5).
