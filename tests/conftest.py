@@ -6,6 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test asserts a time, hypothesis's deadline of 200 ms included: a busy machine is no bug.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+# Libraries that ask the Hub about local folders too would wait for a network. To let them:
+# `HF_HUB_OFFLINE=0 pytest -m network`.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SHARED_DATA_VARIABLE = "CHINCHILLA_SHARED_DATA"
 
