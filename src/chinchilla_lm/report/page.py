@@ -1,0 +1,284 @@
+"""`write_report`: one self-contained report.html from the records of a run directory.
+
+The page loads nothing: style, script and pictures are inside it, and its content security policy names their hashes, so
+that text from a model, a corpus or a configuration cannot run even if escaping failed. It reads without scripts; the
+script only shows the values under the pointer. It writes report.html and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import chinchilla_lm
+from chinchilla_lm.core.files import sha256_file, write_text
+from chinchilla_lm.core.units import format_bytes, format_count, format_flops, format_seconds
+from chinchilla_lm.report import curves, figures, svg, words
+from chinchilla_lm.report.chart import PALETTE, Chart, Line, Marks
+from chinchilla_lm.report.glossary import GLOSSARY
+from chinchilla_lm.report.points import Z90
+from chinchilla_lm.report.rundir import Record, Run, is_number, read_run
+
+DESK_PIXELS, PHONE_PIXELS = 780.0, 346.0
+"""Widths that figures are drawn for: the text column on a desk, and a phone of 380 pixels less its margins."""
+_HEIGHTS = {"strip": (96.0, 96.0)}
+_HEIGHT_DEFAULT = (420.0, 320.0)
+_FIGURES = (
+    figures.strip_chart,
+    figures.isoflop_chart,
+    figures.compute_chart,
+    curves.allocation_chart,
+    curves.training_chart,
+)
+_HASHED_FILES = (
+    "config.toml",
+    "env.json",
+    "sweep/records.jsonl",
+    "law.json",
+    "forecast.json",
+    "plan.toml",
+    "eval.json",
+)
+_LAW_ROWS = (
+    ("E", "the loss that endless size and endless text would leave"),
+    ("A", "how much a finite size costs"),
+    ("alpha", "how fast that falls with size"),
+    ("B", "how much finite text costs"),
+    ("beta", "how fast that falls with text"),
+    ("a", "the best size grows as compute to this power"),
+    ("b", "the best amount of text grows as compute to this power"),
+)
+_CONVENTIONS = {
+    "matmul": "every weight in a matrix product for a token: blocks and output head, without the input embedding",
+    "total": "all weights, embeddings included",
+    "non_embedding": "all weights but the embeddings",
+}
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write report.html into a run directory, from its records alone.
+
+    Args:
+        run_dir: the run directory; parts of it may be missing, and the page then says so.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ChinchillaError: no such folder, or the page cannot be written.
+    """
+    run = read_run(run_dir)
+    path = run.folder / "report.html"
+    write_text(path, render_page(run))
+    return path
+
+
+def render_page(run: Run) -> str:
+    """The page's HTML."""
+    charts = {chart.name: chart for chart in (draw(run) for draw in _FIGURES) if chart is not None}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("chinchilla_lm.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_filters())
+    style = _palette_css() + _asset("style.css")
+    script = _asset("hover.js")
+    return environment.get_template("report.html.jinja").render(
+        run=run,
+        headline=words.headline(run),
+        notes=words.record_notes(run),
+        budget=words.budget_of(run),
+        corpus=words.corpus_of(run),
+        asked=words.flatten(run.config),
+        tiles=_tiles(run),
+        figures={name: _figure(chart) for name, chart in charts.items()},
+        law_rows=_law_rows(run),
+        convention=_CONVENTIONS.get(str((run.law or {}).get("params_convention", "matmul")), "see law.json"),
+        warnings=words.sentences_of((run.law or {}).get("warnings")),
+        reasons=words.sentences_of((run.forecast or {}).get("reasons")),
+        stages=_stage_rows(run),
+        spent=words.spent_sentence(run),
+        seeds=words.seeds_of(run),
+        hashes=_hashes(run),
+        glossary=GLOSSARY,
+        version=chinchilla_lm.__version__,
+        python=platform.python_version(),
+        style=Markup(style),
+        style_hash=_csp_hash(style),
+        script=Markup(script),
+        script_hash=_csp_hash(script),
+        chart_values=_json_block({name: _hover_values(chart) for name, chart in charts.items()}),
+        records=_json_block(_embedded_records(run)),
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("chinchilla_lm.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _filters() -> dict[str, Any]:
+    return {
+        "loss": lambda value: _number(value, lambda number: f"{number:.4f}"),
+        "digits": lambda value: _number(value, lambda number: f"{number:.4g}"),
+        "count": lambda value: _number(value, format_count),
+        "flops": lambda value: _number(value, format_flops),
+        "flops_per_s": lambda value: _number(value, lambda number: format_flops(number).replace("FLOPs", "FLOP/s")),
+        "seconds": lambda value: _number(value, format_seconds),
+        "bytes": lambda value: _number(value, format_bytes),
+        "percent": lambda value: _number(value, lambda number: f"{number:.3g} %"),
+    }
+
+
+def _number(value: Any, write: Any) -> Markup:
+    """A number for people, with every digit of the record in the `value` attribute for machines."""
+    if not is_number(value):
+        return Markup('<span class="absent">not recorded</span>')
+    return Markup('<data value="{}">{}</data>').format(repr(value), write(value))
+
+
+def _figure(chart: Chart) -> dict[str, Any]:
+    wide, tall = _HEIGHTS.get(chart.name, _HEIGHT_DEFAULT)
+    return {
+        "name": chart.name,
+        "title": chart.title,
+        "summary": chart.summary,
+        "desk": svg.draw(chart, width=DESK_PIXELS, height=wide),
+        "phone": svg.draw(chart, width=PHONE_PIXELS, height=tall),
+        "legend": [(svg.legend_key(layer), layer.label) for layer in chart.legend()],
+    }
+
+
+def _hover_values(chart: Chart) -> Record:
+    """The named values of a chart, with five digits: finer than a pixel."""
+    series = []
+    for layer in chart.layers:
+        if isinstance(layer, Line) and (layer.label or layer.end_label):
+            points = [[_short(x), _short(y)] for x, y in layer.points]
+            series.append({"name": layer.label or layer.end_label, "points": points})
+        elif isinstance(layer, Marks):
+            points = [[_short(point.x), _short(point.y)] for point in layer.points]
+            texts = [point.text for point in layer.points]
+            series.append({"name": layer.label, "points": points, "texts": texts})
+    return {"x": chart.x.label, "series": series}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _json_block(value: Any) -> Markup:
+    """JSON that cannot end its script element or start a comment in it."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every nan and inf, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _embedded_records(run: Run) -> Record:
+    """The records without their long curves, so that the page alone is enough to check its claims."""
+    trials = [{key: value for key, value in trial.items() if key != "curve"} for trial in (*run.trials, *run.diverged)]
+    parts = {"env": run.env, "law": run.law, "forecast": run.forecast, "eval": run.evaluation}
+    return {**parts, "stages": list(run.stages), "trials": trials}
+
+
+def _csp_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _palette_css() -> str:
+    """The chart colours as custom properties, for light and dark pages, and the classes that use them."""
+
+    def variables(index: int) -> str:
+        return "".join(f"--{name}:{colours[index]};" for name, colours in PALETTE.items())
+
+    classes = "".join(f".c-{name}{{--c:var(--{name})}}" for name in PALETTE)
+    light = f":root{{{variables(0)}}}"
+    dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{variables(1)}}}}}"
+    return f"{light}{dark}{classes}\n"
+
+
+def _tiles(run: Run) -> list[tuple[str, Markup, str]]:
+    """The numbers at a glance: (name, value, remark)."""
+    forecast, outcome = run.forecast or {}, run.evaluation or {}
+    written = _filters()
+    tiles = []
+    if run.forecast is not None:
+        interval = f"{forecast['low']:.4f} to {forecast['high']:.4f}"
+        tiles.append(("Predicted loss", written["loss"](forecast["loss"]), interval))
+    if run.evaluation is not None:
+        error = f"± {Z90 * outcome['loss_se']:.4f} by the sample" if is_number(outcome.get("loss_se")) else ""
+        tiles.append(("Loss reached", written["loss"](outcome["loss"]), error))
+        tiles.append(("Bits per byte", written["loss"](outcome.get("bits_per_byte")), "for any tokenizer"))
+        tiles.append(("Perplexity", written["digits"](math.exp(outcome["loss"])), "exp(loss), per token"))
+    if run.forecast is not None:
+        total = forecast.get("params_total")
+        remark = f"{format_count(total)} in all" if is_number(total) else ""
+        tiles.append(("Parameters", written["count"](forecast["params_matmul"]), remark))
+        ratio = float(forecast["tokens"]) / float(forecast["params_matmul"])
+        tiles.append(("Tokens", written["count"](forecast["tokens"]), f"{ratio:.3g} per parameter"))
+        tiles.append(("Compute", written["flops"](forecast["flops"]), "of the final training"))
+    if run.stages:
+        seconds = sum(float(stage["seconds"]) for stage in run.stages)
+        tiles.append(("Time", written["seconds"](seconds), "all stages"))
+    return tiles
+
+
+def _law_rows(run: Run) -> list[dict[str, Any]]:
+    if run.law is None:
+        return []
+    intervals = run.law.get("intervals") or {}
+    rows = []
+    for name, meaning in _LAW_ROWS:
+        bounds = intervals.get(name)
+        value = run.law.get(name, getattr(run.additive_law, name, None))
+        bounds = bounds if isinstance(bounds, Mapping) else {}
+        rows.append(
+            {
+                "name": name,
+                "meaning": meaning,
+                "value": value,
+                **{key: bounds.get(key) for key in ("low", "high", "se")},
+            }
+        )
+    return rows
+
+
+def _stage_rows(run: Run) -> list[dict[str, Any]]:
+    """Costs by stage, repeated stages (a resumed run) added up; share is of the longest stage."""
+    totals: dict[str, dict[str, float]] = {}
+    for stage in run.stages:
+        total = totals.setdefault(
+            str(stage.get("stage", "unnamed")), {"seconds": 0.0, "flops": 0.0, "cpu_seconds": 0.0}
+        )
+        for key in total:
+            total[key] += float(stage[key]) if is_number(stage.get(key)) else 0.0
+    longest = max((total["seconds"] for total in totals.values()), default=0.0) or 1.0
+    return [{"name": name, **total, "bar": 100 * total["seconds"] / longest} for name, total in totals.items()]
+
+
+def _hashes(run: Run) -> list[tuple[str, str]]:
+    paths: Iterable[Path] = (run.folder / name for name in (*_HASHED_FILES, "data/manifest.json"))
+    weights = sorted((run.folder / "model").glob("*.safetensors")) if (run.folder / "model").is_dir() else []
+    return [
+        (path.relative_to(run.folder).as_posix(), sha256_file(path)) for path in (*paths, *weights) if path.is_file()
+    ]
