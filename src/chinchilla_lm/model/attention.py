@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chinchilla_lm.core.shapes import ModelShape
+from chinchilla_lm.model import kernels
 from chinchilla_lm.model.layers import Linear, RMSNorm, rotate
 
 MASKED = -1e30
@@ -27,24 +28,24 @@ class Positions(NamedTuple):
 
     Attributes:
         bias_ts: 0 where query t may see key s, else MASKED; (t, s), or (b, 1, t, s) if rows differ; compute type.
-        cos, sin: rotary tables of the queries, (t, e/2) or (b, 1, t, e/2), compute type; None without rotary positions.
+        cos, sin: rotary tables of the queries, float32, (t, e/2) or (b, 1, t, e/2); None without rotary positions.
         distance_sd: sinusoids of the distances s-1, ..., 1, 0, (s, d), compute type; None without relative positions.
-        is_plain: the bias is exactly the causal one with t = s, so that a fused causal kernel may be used.
+        is_plain: positions are 0 ... t-1 and nothing is cached: the bias is the causal triangle; kernels may be used.
     """
 
     bias_ts: Tensor
     cos: Tensor | None = None
     sin: Tensor | None = None
     distance_sd: Tensor | None = None
-    is_plain: bool = True
+    is_plain: bool = False
 
 
 class LayerCache:
     """Keys and values of one block for the tokens seen so far, in tensors allocated once."""
 
-    def __init__(self, rows: int, heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: str) -> None:
-        """Room for `capacity` tokens in each of `rows` sequences; (b, k, s, e) each for keys and values."""
-        self.keys = torch.zeros(rows, heads, capacity, head_dim, dtype=dtype, device=device)
+    def __init__(self, size_bkse: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        """Keys and values of (b, k, s, e) each: room for s tokens in each of b sequences."""
+        self.keys = torch.zeros(size_bkse, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.length = 0
 
@@ -76,18 +77,28 @@ class SelfAttention(nn.Module):
             self.key_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
         else:
             self.query_norm = self.key_norm = None
+        self.has_kernels = False
 
     def forward(self, x_btd: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         """Maps (b, t, d) to (b, t, d); with a cache the keys of earlier calls are seen too."""
-        q_bhte, k_bkte, v_bkte = split_heads(self.qkv(x_btd), self.n_heads, self.n_kv_heads)
+        qkv_bte = self.qkv(x_btd)
+        if self.has_kernels and positions.is_plain and positions.cos is not None and positions.sin is not None:
+            return self.out(self._fused(qkv_bte, positions.cos, positions.sin))
+        q_bhte, k_bkte, v_bkte = split_heads(qkv_bte, self.n_heads, self.n_kv_heads)
         if self.query_norm is not None and self.key_norm is not None:
             q_bhte, k_bkte = self.query_norm(q_bhte), self.key_norm(k_bkte)
         if positions.cos is not None and positions.sin is not None:
-            q_bhte = rotate(q_bhte, positions.cos, positions.sin)
-            k_bkte = rotate(k_bkte, positions.cos, positions.sin)
+            cos, sin = positions.cos.to(x_btd.dtype), positions.sin.to(x_btd.dtype)
+            q_bhte, k_bkte = rotate(q_bhte, cos, sin), rotate(k_bkte, cos, sin)
         if cache is not None:
             k_bkte, v_bkte = cache.extend(k_bkte, v_bkte)
         return self.out(join_heads(attend(q_bhte, k_bkte, v_bkte, positions.bias_ts)))
+
+    def _fused(self, qkv_bte: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        norms, epsilon = None, 0.0
+        if self.query_norm is not None and self.key_norm is not None:
+            norms, epsilon = (self.query_norm.weight, self.key_norm.weight), self.query_norm.epsilon
+        return kernels.rotary_attention(qkv_bte, norms, cos, sin, (self.n_heads, self.n_kv_heads), epsilon)
 
 
 class RelativeAttention(nn.Module):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chinchilla_lm.model import kernels
+
 
 class Linear(nn.Module):
     """y = x W^T (+ bias), with float32 masters cast to the type of x."""
@@ -38,9 +40,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.epsilon = epsilon
+        self.has_kernels = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and type as x; the mean is taken in float32 inside the fused kernel."""
+        """Same shape and type as x; the mean is taken in float32."""
+        if self.has_kernels:
+            return kernels.rms_norm(x, self.weight, self.epsilon)
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.epsilon)
 
 
@@ -55,7 +60,7 @@ class LayerNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and type as x; statistics in float32 inside the fused kernel."""
+        """Same shape and type as x; statistics in float32."""
         return F.layer_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.bias.to(x.dtype), self.epsilon)
 
 
@@ -70,9 +75,12 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         self.gate_up = Linear(d_model, 2 * d_ff)
         self.down = Linear(d_ff, d_model)
+        self.has_kernels = False
 
     def forward(self, x_btd: Tensor) -> Tensor:
         """Maps (b, t, d) to (b, t, d)."""
+        if self.has_kernels:
+            return self.down(kernels.swiglu(self.gate_up(x_btd)))
         gate_btf, up_btf = self.gate_up(x_btd).chunk(2, dim=-1)
         return self.down(F.silu(gate_btf) * up_btf)
 

@@ -191,7 +191,8 @@ def _read_own(path: Path, config: Mapping[str, Any]) -> ModelShape:
 
 def _read_stock(path: Path, config: Mapping[str, Any], layout: str) -> ModelShape:
     sizes: dict[str, Any] = dict(config)
-    heads, width = sizes.get("num_attention_heads"), sizes.get("hidden_size")
+    heads: Any = sizes.get("num_attention_heads")
+    width: Any = sizes.get("hidden_size")
     is_qwen3 = layout == "qwen3"
     if sizes.get("num_key_value_heads") is None:
         sizes["num_key_value_heads"] = _KV_HEADS_OF_QWEN3 if is_qwen3 else heads

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.shapes import ModelShape
+from chinchilla_lm.model import kernels
 from chinchilla_lm.model.attention import MASKED, LayerCache, Positions, RelativeAttention, SelfAttention
 from chinchilla_lm.model.layers import (
     FeedForward,
@@ -53,6 +54,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.shape = shape
         self.compute_dtype = torch.float32
+        self.has_kernels = False
         self.embedding = nn.Parameter(torch.zeros(shape.vocab, shape.d_model))
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.norm = None if shape.norm_placement == "post" else make_norm(shape)
@@ -74,14 +76,18 @@ class Transformer(nn.Module):
     def hidden(self, ids_bt: Tensor, cache: KeyValueCache | None = None, positions_bt: Tensor | None = None) -> Tensor:
         """The normalised last hidden state that the head reads: x_btd in `compute_dtype`. Arguments as `forward`."""
         positions_bt, positions = self._positions(ids_bt, cache, positions_bt)
-        x_btd = F.embedding(ids_bt, self.embedding).to(self.compute_dtype)
+        if self.has_kernels:
+            x_btd = kernels.embed(self.embedding, ids_bt, self.compute_dtype)
+        else:
+            x_btd = F.embedding(ids_bt, self.embedding).to(self.compute_dtype)
         if self.shape.layout == "textbook":
             if self.shape.is_tied:  # Vaswani et al. 2017, section 3.4; untied, the factor is part of the initial scale
                 x_btd = x_btd * math.sqrt(self.shape.d_model)
             x_btd = x_btd + sinusoids(positions_bt.clamp_min(0), self.shape.d_model).to(x_btd.dtype)
         x_btd = F.dropout(x_btd, self.shape.dropout, self.training)
         for index, block in enumerate(self.blocks):
-            x_btd = block(x_btd, positions, None if cache is None else cache.layers[index])
+            # Decoding goes past a torch.compile of the block, which would compile again for every length.
+            x_btd = block(x_btd, positions) if cache is None else block.forward(x_btd, positions, cache.layers[index])
         return x_btd if self.norm is None else self.norm(x_btd)
 
     def token_losses(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
@@ -91,6 +97,9 @@ class Transformer(nn.Module):
             ids_bt: token ids, int64.
             targets_bt: the token that follows each, int64.
         """
+        if self.has_kernels:
+            x_nd, head_vd = self.hidden(ids_bt).flatten(0, 1), self.head_weight.to(self.compute_dtype)
+            return kernels.token_losses(x_nd, head_vd, targets_bt.flatten()).view_as(targets_bt)
         return F.cross_entropy(self(ids_bt).flatten(0, 1), targets_bt.flatten(), reduction="none").view_as(targets_bt)
 
     @property
@@ -107,7 +116,7 @@ class Transformer(nn.Module):
             raise ModelError(
                 f"{end} tokens are more than the model's context of {self.shape.context}; cut the text or the prompt"
             )
-        is_plain = positions_bt is None and past == 0
+        is_plain = positions_bt is None and cache is None
         if positions_bt is None:
             positions_bt = torch.arange(past, end, device=ids_bt.device)
             keys_bs = torch.arange(end, device=ids_bt.device)
@@ -120,7 +129,6 @@ class Transformer(nn.Module):
         cos = sin = distance_sd = None
         if self.shape.layout in ("qwen3", "llama"):
             cos, sin = rotary_table(positions_bt.clamp_min(0), self.shape.head_dim, self.shape.rope_theta)
-            cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
         if self.shape.layout == "chinchilla":
             distances = torch.arange(end - 1, -1, -1, device=ids_bt.device)
             distance_sd = sinusoids(distances, self.shape.d_model).to(self.compute_dtype)
@@ -145,13 +153,19 @@ class Block(nn.Module):
             self.feed_forward = FeedForward(shape.d_model, shape.d_ff, shape.activation)
         self.is_post_norm = shape.norm_placement == "post"
         self.dropout = shape.dropout
+        self.has_kernels = False
 
     def forward(self, x_btd: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         """Pre-norm: x + f(norm(x)) (Xiong et al. 2020). Post-norm: norm(x + f(x)) (Vaswani et al. 2017)."""
         if self.is_post_norm:
             x_btd = self.attention_norm(x_btd + self._drop(self.attention(x_btd, positions, cache)))
             return self.feed_forward_norm(x_btd + self._drop(self.feed_forward(x_btd)))
-        x_btd = x_btd + self._drop(self.attention(self.attention_norm(x_btd), positions, cache))
+        branch_btd = self._drop(self.attention(self.attention_norm(x_btd), positions, cache))
+        if self.has_kernels and isinstance(self.feed_forward_norm, RMSNorm):
+            norm = self.feed_forward_norm
+            x_btd, normed_btd = kernels.add_norm(x_btd, branch_btd, norm.weight, norm.epsilon)
+            return x_btd + self._drop(self.feed_forward(normed_btd))
+        x_btd = x_btd + branch_btd
         return x_btd + self._drop(self.feed_forward(self.feed_forward_norm(x_btd)))
 
     def _drop(self, x_btd: Tensor) -> Tensor:
@@ -172,7 +186,7 @@ class KeyValueCache:
         shape, device = model.shape, model.embedding.device
         capacity = shape.context if capacity is None else capacity
         self.layers = [
-            LayerCache(rows, shape.n_kv_heads, capacity, shape.head_dim, model.compute_dtype, device)
+            LayerCache((rows, shape.n_kv_heads, capacity, shape.head_dim), model.compute_dtype, device)
             for _ in range(shape.n_layers)
         ]
         self._positions_bs = torch.zeros(rows, capacity, dtype=torch.int64, device=device)

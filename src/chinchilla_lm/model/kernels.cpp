@@ -1,0 +1,447 @@
+// Fused loops for training small Transformers on a CPU, where a step is bound by memory passes and not by matmuls.
+//
+// Compiled on first use by `compiling.py` (a few seconds, kept on disk) and called through ctypes. Each function is the
+// forward or backward pass of one torch.autograd.Function in `kernels.py`, and tests compare both with plain torch.
+// Elements are float or bfloat16 ("bf16"), statistics and sums always float. Arrays are dense, last axis fastest.
+// Axes: n rows, d width, t positions, h query heads, k key/value heads, e head size, f feed-forward width, v vocabulary.
+// `threads` bounds the OpenMP team; without OpenMP one thread does all. Nothing here allocates.
+// Needs gcc >= 9 or clang (vector extensions: sixteen lanes, on any processor).
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#ifdef _OPENMP
+#include <omp.h>
+#define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
+static inline int team_index() { return omp_get_thread_num(); }
+#else
+#define PARALLEL
+static inline int team_index() { return 0; }
+#endif
+
+namespace {
+
+constexpr int64_t LANES = 16;
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+// `count` lanes from memory, zeros in the others. The callers' main loops pass the constant LANES.
+inline Floats load(const float* from, int64_t count) {
+    Floats x = {};
+    std::memcpy(&x, from, count == LANES ? sizeof x : count * sizeof(float));
+    return x;
+}
+inline Floats load(const bf16* from, int64_t count) {
+    Halves x = {};
+    std::memcpy(&x, from, count == LANES ? sizeof x : count * sizeof(bf16));
+    return reinterpret_cast<Floats>(__builtin_convertvector(x, Words) << 16);
+}
+inline void store(float* to, Floats x, int64_t count) {
+    std::memcpy(to, &x, count == LANES ? sizeof x : count * sizeof(float));
+}
+inline void store(bf16* to, Floats x, int64_t count) {  // round to nearest, ties to even
+#ifdef __AVX512BF16__
+    const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
+#else
+    const Words word = reinterpret_cast<Words>(x);
+    const Halves half = __builtin_convertvector((word + 0x7fffu + ((word >> 16) & 1u)) >> 16, Halves);
+#endif
+    std::memcpy(to, &half, count == LANES ? sizeof half : count * sizeof(bf16));
+}
+
+inline float sum(Floats x) {
+    float lane[LANES];
+    std::memcpy(lane, &x, sizeof x);
+    for (int64_t width = LANES / 2; width > 0; width /= 2)
+        for (int64_t i = 0; i < width; i++) lane[i] += lane[i + width];
+    return lane[0];
+}
+inline float largest(Floats x) {
+    float top = x[0];
+    for (int64_t i = 1; i < LANES; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+// body(j, count) for j = 0, 16, ... < size: count is LANES, but for what is left at the end.
+template <typename Body>
+inline void sweep(int64_t size, Body body) {
+    int64_t j = 0;
+    for (; j + LANES <= size; j += LANES) body(j, LANES);
+    if (j < size) body(j, size - j);
+}
+
+// exp(x) for x <= 88, relative error 2e-7 (Cephes' expf: 2^round(x / ln 2) times a polynomial). Below -87 it is e^-87,
+// which is 0 for all purposes here; nan stays nan.
+inline Floats exponential(Floats x) {
+    x = x < -87.0f ? Floats{} - 87.0f : x;
+    const Ints n = __builtin_convertvector(x * 1.44269504088896341f + (x < 0.0f ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
+    const Floats whole = __builtin_convertvector(n, Floats);
+    const Floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * reinterpret_cast<Floats>((n + 127) << 23);
+}
+
+inline Floats sigmoid(Floats x) {
+    const Floats minus = x < -80.0f ? Floats{} + 80.0f : -x;
+    return 1.0f / (1.0f + exponential(minus));
+}
+
+// y = x / rms(x) * weight; `inverse` keeps 1 / rms(x). With `delta` the input is x + delta, which is written to `total`.
+template <typename T>
+void norm_forward(const T* x, const T* delta, const float* weight, T* total, T* y, float* inverse, int64_t n, int64_t d,
+                  float epsilon, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        const T* row = x + i * d;
+        Floats squares = {};
+        if (delta) {
+            T* to = total + i * d;
+            sweep(d, [&](int64_t j, int64_t count) {
+                store(to + j, load(row + j, count) + load(delta + i * d + j, count), count);
+                const Floats a = load(to + j, count);
+                squares += a * a;
+            });
+            row = to;
+        } else {
+            sweep(d, [&](int64_t j, int64_t count) {
+                const Floats a = load(row + j, count);
+                squares += a * a;
+            });
+        }
+        const float r = 1.0f / std::sqrt(sum(squares) / d + epsilon);
+        sweep(d, [&](int64_t j, int64_t count) {
+            store(y + i * d + j, load(row + j, count) * r * load(weight + j, count), count);
+        });
+        inverse[i] = r;
+    }
+}
+
+// d_x = d_total (if any) + the derivative of the norm; d_weight is (threads, d) of zeros, one row for each thread.
+template <typename T>
+void norm_backward(const T* d_y, const T* d_total, const T* x, const float* weight, const float* inverse, T* d_x,
+                   float* d_weight, int64_t n, int64_t d, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        const T *dy = d_y + i * d, *row = x + i * d;
+        float* dw = d_weight + team_index() * d;
+        const float r = inverse[i];
+        Floats dots = {};
+        sweep(d, [&](int64_t j, int64_t count) {
+            const Floats g = load(dy + j, count) * load(row + j, count);
+            dots += g * load(weight + j, count);
+            store(dw + j, load(dw + j, count) + g * r, count);
+        });
+        const float c = sum(dots) * r * r * r / d;
+        sweep(d, [&](int64_t j, int64_t count) {
+            Floats g = load(dy + j, count) * load(weight + j, count) * r - load(row + j, count) * c;
+            if (d_total) g += load(d_total + i * d + j, count);
+            store(d_x + i * d + j, g, count);
+        });
+    }
+}
+
+// One head of one token: RMSNorm (if weight), rotation, scale; returns 1 / rms.
+template <typename T>
+inline float turn_forward(const T* x, const float* weight, const float* cosine, const float* sine, T* y, int64_t e,
+                          float epsilon, float scale) {
+    const int64_t half = e / 2;
+    float r = 1.0f;
+    if (weight) {
+        Floats squares = {};
+        sweep(e, [&](int64_t j, int64_t count) {
+            const Floats a = load(x + j, count);
+            squares += a * a;
+        });
+        r = 1.0f / std::sqrt(sum(squares) / e + epsilon);
+    }
+    sweep(half, [&](int64_t j, int64_t count) {
+        Floats a = load(x + j, count) * (r * scale), b = load(x + half + j, count) * (r * scale);
+        if (weight) a *= load(weight + j, count), b *= load(weight + half + j, count);
+        const Floats c = load(cosine + j, count), s = load(sine + j, count);
+        store(y + j, a * c - b * s, count);
+        store(y + half + j, b * c + a * s, count);
+    });
+    return r;
+}
+
+template <typename T>
+inline void turn_backward(const T* d_y, const T* x, const float* weight, const float* cosine, const float* sine,
+                          float r, T* d_x, float* d_weight, int64_t e, float scale) {
+    const int64_t half = e / 2;
+    Floats dots = {};
+    if (weight)
+        sweep(half, [&](int64_t j, int64_t count) {
+            const Floats a = load(d_y + j, count) * scale, b = load(d_y + half + j, count) * scale;
+            const Floats c = load(cosine + j, count), s = load(sine + j, count);
+            const Floats da = (a * c + b * s) * load(x + j, count), db = (b * c - a * s) * load(x + half + j, count);
+            dots += da * load(weight + j, count) + db * load(weight + half + j, count);
+            store(d_weight + j, load(d_weight + j, count) + da * r, count);
+            store(d_weight + half + j, load(d_weight + half + j, count) + db * r, count);
+        });
+    const float shrink = sum(dots) * r * r * r / e;
+    sweep(half, [&](int64_t j, int64_t count) {
+        const Floats a = load(d_y + j, count) * scale, b = load(d_y + half + j, count) * scale;
+        const Floats c = load(cosine + j, count), s = load(sine + j, count);
+        Floats da = a * c + b * s, db = b * c - a * s;
+        if (weight) {
+            da = da * load(weight + j, count) * r - load(x + j, count) * shrink;
+            db = db * load(weight + half + j, count) * r - load(x + half + j, count) * shrink;
+        }
+        store(d_x + j, da, count);
+        store(d_x + half + j, db, count);
+    });
+}
+
+struct Heads {
+    int64_t b, t, h, k, e;
+};
+
+// qkv (b, t, h + 2k, e) to q (b, h, t, e), k (b, k, t, e), v (b, k, t, e): queries and keys normed, turned, q scaled.
+template <typename T>
+void heads_forward(Heads s, const T* qkv, const float* q_weight, const float* k_weight, const float* cosine,
+                   const float* sine, T* q, T* k, T* v, float* inverse, float epsilon, float scale, int threads) {
+    const int64_t all = s.h + 2 * s.k, half = s.e / 2;
+    PARALLEL
+    for (int64_t i = 0; i < s.b * s.t; i++) {
+        const int64_t row = i / s.t, t = i % s.t;
+        const T* x = qkv + i * all * s.e;
+        const float *c = cosine + t * half, *sn = sine + t * half;
+        for (int64_t h = 0; h < s.h; h++)
+            inverse[i * (s.h + s.k) + h] = turn_forward(x + h * s.e, q_weight, c, sn,
+                                                           q + ((row * s.h + h) * s.t + t) * s.e, s.e, epsilon, scale);
+        for (int64_t h = 0; h < s.k; h++) {
+            const int64_t to = ((row * s.k + h) * s.t + t) * s.e;
+            inverse[i * (s.h + s.k) + s.h + h] =
+                turn_forward(x + (s.h + h) * s.e, k_weight, c, sn, k + to, s.e, epsilon, 1.0f);
+            std::memcpy(v + to, x + (s.h + s.k + h) * s.e, s.e * sizeof(T));
+        }
+    }
+}
+
+// The reverse; d_q_weight and d_k_weight are (threads, e) of zeros, one row for each thread.
+template <typename T>
+void heads_backward(Heads s, const T* d_q, const T* d_k, const T* d_v, const T* qkv, const float* q_weight,
+                    const float* k_weight, const float* cosine, const float* sine, const float* inverse, T* d_qkv,
+                    float* d_q_weight, float* d_k_weight, float scale, int threads) {
+    const int64_t all = s.h + 2 * s.k, half = s.e / 2;
+    PARALLEL
+    for (int64_t i = 0; i < s.b * s.t; i++) {
+        const int64_t row = i / s.t, t = i % s.t;
+        const T* x = qkv + i * all * s.e;
+        T* dx = d_qkv + i * all * s.e;
+        const float *c = cosine + t * half, *sn = sine + t * half, *r = inverse + i * (s.h + s.k);
+        for (int64_t h = 0; h < s.h; h++)
+            turn_backward(d_q + ((row * s.h + h) * s.t + t) * s.e, x + h * s.e, q_weight, c, sn, r[h],
+                             dx + h * s.e, d_q_weight + team_index() * s.e, s.e, scale);
+        for (int64_t h = 0; h < s.k; h++) {
+            const int64_t from = ((row * s.k + h) * s.t + t) * s.e;
+            turn_backward(d_k + from, x + (s.h + h) * s.e, k_weight, c, sn, r[s.h + h], dx + (s.h + h) * s.e,
+                             d_k_weight + team_index() * s.e, s.e, 1.0f);
+            std::memcpy(dx + (s.h + s.k + h) * s.e, d_v + from, s.e * sizeof(T));
+        }
+    }
+}
+
+// Rows of scores, in place: softmax over the first offset + 1 + (row mod t) entries of `width`, zero in the others.
+// `scratch` is (threads, width).
+template <typename T>
+void softmax_forward(T* scores, float* scratch, int64_t rows, int64_t t, int64_t offset, int64_t width, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < rows; i++) {
+        T* row = scores + i * width;
+        float* w = scratch + team_index() * width;
+        const int64_t seen = offset + i % t + 1, near = (seen + LANES - 1) / LANES * LANES;
+        const int64_t padded = near < width ? near : width;
+        Floats tops = Floats{} - INFINITY, sums = {};
+        const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        sweep(padded, [&](int64_t j, int64_t count) {
+            const Floats a = lane < static_cast<int32_t>(seen - j) ? load(row + j, count) : Floats{} - INFINITY;
+            tops = a > tops ? a : tops;  // a nan is lost here, and comes back in the sum
+            store(w + j, a, count);
+        });
+        const float top = largest(tops);
+        sweep(padded, [&](int64_t j, int64_t count) {
+            Floats a = exponential(load(w + j, count) - top);
+            a = lane < static_cast<int32_t>(seen - j) ? a : Floats{};
+            sums += a;
+            store(w + j, a, count);
+        });
+        const float scale = 1.0f / sum(sums);
+        sweep(padded, [&](int64_t j, int64_t count) { store(row + j, load(w + j, count) * scale, count); });
+        std::memset(static_cast<void*>(row + padded), 0, (width - padded) * sizeof(T));
+    }
+}
+
+// In place of d_weights: d_scores = weights * (d_weights - sum(weights * d_weights)), zero where the weights are.
+template <typename T>
+void softmax_backward(const T* weights, T* d_weights, int64_t rows, int64_t t, int64_t offset, int64_t width,
+                      int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < rows; i++) {
+        const T* w = weights + i * width;
+        T* d = d_weights + i * width;
+        const int64_t near = (offset + i % t + LANES) / LANES * LANES, padded = near < width ? near : width;
+        Floats dots = {};
+        sweep(padded, [&](int64_t j, int64_t count) { dots += load(w + j, count) * load(d + j, count); });
+        const float dot = sum(dots);
+        sweep(padded, [&](int64_t j, int64_t count) {
+            store(d + j, load(w + j, count) * (load(d + j, count) - dot), count);
+        });
+        std::memset(static_cast<void*>(d + padded), 0, (width - padded) * sizeof(T));
+    }
+}
+
+// y = silu(gate) * up, gate and up side by side in rows of 2 f.
+template <typename T>
+void swiglu_forward(const T* gate_up, T* y, int64_t n, int64_t f, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        const T *gate = gate_up + i * 2 * f, *up = gate + f;
+        sweep(f, [&](int64_t j, int64_t count) {
+            const Floats g = load(gate + j, count);
+            store(y + i * f + j, g * sigmoid(g) * load(up + j, count), count);
+        });
+    }
+}
+
+template <typename T>
+void swiglu_backward(const T* d_y, const T* gate_up, T* d_gate_up, int64_t n, int64_t f, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        const T *gate = gate_up + i * 2 * f, *up = gate + f, *dy = d_y + i * f;
+        T *d_gate = d_gate_up + i * 2 * f, *d_up = d_gate + f;
+        sweep(f, [&](int64_t j, int64_t count) {
+            const Floats g = load(gate + j, count), d = load(dy + j, count), s = sigmoid(g);
+            store(d_gate + j, d * load(up + j, count) * s * (1.0f + g * (1.0f - s)), count);
+            store(d_up + j, d * g * s, count);
+        });
+    }
+}
+
+// losses[i] = log(sum(exp(logits[i]))) - logits[i][target]; with `keep` the logits become softmax - one_hot(target).
+// `scratch` is (threads, v).
+template <typename T>
+void cross_entropy(T* logits, const int64_t* targets, float* losses, float* scratch, int64_t n, int64_t v, int keep,
+                   int threads) {
+    const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        T *row = logits + i * v, *hit = row + targets[i];
+        float* w = scratch + team_index() * v;
+        Floats tops = Floats{} - INFINITY, sums = {};
+        sweep(v, [&](int64_t j, int64_t count) {
+            const Floats a = lane < static_cast<int32_t>(count) ? load(row + j, count) : Floats{} - INFINITY;
+            tops = a > tops ? a : tops;  // a nan is lost here, and comes back in the sum
+        });
+        const float top = largest(tops), target = load(hit, 1)[0];
+        sweep(v, [&](int64_t j, int64_t count) {
+            const Floats a = exponential(load(row + j, count) - top);
+            sums += lane < static_cast<int32_t>(count) ? a : Floats{};
+            store(w + j, a, count);
+        });
+        const float total = sum(sums);
+        losses[i] = std::log(total) + top - target;
+        if (!keep) continue;
+        const float scale = 1.0f / total;
+        sweep(v, [&](int64_t j, int64_t count) { store(row + j, load(w + j, count) * scale, count); });
+        store(hit, load(w + targets[i], 1) * scale - 1.0f, 1);
+    }
+}
+
+// y[i] = table[ids[i]]
+template <typename T>
+void embed_forward(const float* table, const int64_t* ids, T* y, int64_t n, int64_t d, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++)
+        sweep(d, [&](int64_t j, int64_t count) { store(y + i * d + j, load(table + ids[i] * d + j, count), count); });
+}
+
+// d_table[ids[i]] += d_y[i]; d_table starts as zeros. Threads share columns, not rows, so that none writes another's.
+template <typename T>
+void embed_backward(const T* d_y, const int64_t* ids, float* d_table, int64_t n, int64_t d, int threads) {
+    PARALLEL
+    for (int64_t part = 0; part < threads; part++) {
+        const int64_t from = d * part / threads, to = d * (part + 1) / threads;
+        for (int64_t i = 0; i < n; i++) {
+            float* row = d_table + ids[i] * d + from;
+            sweep(to - from, [&](int64_t j, int64_t count) {
+                store(row + j, load(row + j, count) + load(d_y + i * d + from + j, count), count);
+            });
+        }
+    }
+}
+
+}  // namespace
+
+#define EXPORT(T, suffix)                                                                                              \
+    extern "C" void norm_forward_##suffix(const T* x, const T* delta, const float* weight, T* sum, T* y,               \
+                                          float* inverse, int64_t n, int64_t d, float epsilon, int threads) {          \
+        norm_forward<T>(x, delta, weight, sum, y, inverse, n, d, epsilon, threads);                                    \
+    }                                                                                                                  \
+    extern "C" void norm_backward_##suffix(const T* d_y, const T* d_sum, const T* x, const float* weight,              \
+                                           const float* inverse, T* d_x, float* d_weight, int64_t n, int64_t d,        \
+                                           int threads) {                                                              \
+        norm_backward<T>(d_y, d_sum, x, weight, inverse, d_x, d_weight, n, d, threads);                                \
+    }                                                                                                                  \
+    extern "C" void heads_forward_##suffix(const T* qkv, const float* q_weight, const float* k_weight,                 \
+                                           const float* cosine, const float* sine, T* q, T* k, T* v, float* inverse,   \
+                                           int64_t b, int64_t t, int64_t h, int64_t kv, int64_t e, float epsilon,      \
+                                           float scale, int threads) {                                                 \
+        const Heads s = {b, t, h, kv, e};                                                                              \
+        heads_forward<T>(s, qkv, q_weight, k_weight, cosine, sine, q, k, v, inverse, epsilon, scale, threads);  \
+    }                                                                                                                  \
+    extern "C" void heads_backward_##suffix(const T* d_q, const T* d_k, const T* d_v, const T* qkv,                    \
+                                            const float* q_weight, const float* k_weight, const float* cosine,         \
+                                            const float* sine, const float* inverse, T* d_qkv, float* d_q_weight,      \
+                                            float* d_k_weight, int64_t b, int64_t t, int64_t h, int64_t kv, int64_t e, \
+                                            float scale, int threads) {                                                \
+        const Heads s = {b, t, h, kv, e};                                                                              \
+        heads_backward<T>(s, d_q, d_k, d_v, qkv, q_weight, k_weight, cosine, sine, inverse, d_qkv, d_q_weight, \
+                     d_k_weight, scale, threads);                                                                      \
+    }                                                                                                                  \
+    extern "C" void softmax_forward_##suffix(T* scores, float* scratch, int64_t rows, int64_t t, int64_t offset, int64_t width,        \
+                                             int threads) {                                                            \
+        softmax_forward<T>(scores, scratch, rows, t, offset, width, threads);                                                   \
+    }                                                                                                                  \
+    extern "C" void softmax_backward_##suffix(const T* weights, T* d_weights, int64_t rows, int64_t t, int64_t offset, \
+                                              int64_t width, int threads) {                                            \
+        softmax_backward<T>(weights, d_weights, rows, t, offset, width, threads);                                      \
+    }                                                                                                                  \
+    extern "C" void swiglu_forward_##suffix(const T* gate_up, T* y, int64_t n, int64_t f, int threads) {               \
+        swiglu_forward<T>(gate_up, y, n, f, threads);                                                                  \
+    }                                                                                                                  \
+    extern "C" void swiglu_backward_##suffix(const T* d_y, const T* gate_up, T* d_gate_up, int64_t n, int64_t f,       \
+                                             int threads) {                                                            \
+        swiglu_backward<T>(d_y, gate_up, d_gate_up, n, f, threads);                                                    \
+    }                                                                                                                  \
+    extern "C" void cross_entropy_##suffix(T* logits, const int64_t* targets, float* losses, float* scratch, int64_t n, int64_t v,     \
+                                           int keep, int threads) {                                                    \
+        cross_entropy<T>(logits, targets, losses, scratch, n, v, keep, threads);                                                \
+    }                                                                                                                  \
+    extern "C" void embed_forward_##suffix(const float* table, const int64_t* ids, T* y, int64_t n, int64_t d,         \
+                                           int threads) {                                                              \
+        embed_forward<T>(table, ids, y, n, d, threads);                                                                \
+    }                                                                                                                  \
+    extern "C" void embed_backward_##suffix(const T* d_y, const int64_t* ids, float* d_table, int64_t n, int64_t d,    \
+                                            int threads) {                                                             \
+        embed_backward<T>(d_y, ids, d_table, n, d, threads);                                                           \
+    }
+
+EXPORT(float, f32)
+EXPORT(bf16, bf16)

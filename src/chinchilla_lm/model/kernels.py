@@ -1,0 +1,297 @@
+"""Fused CPU kernels as autograd functions, over the loops in `kernels.cpp`.
+
+On a CPU a training step at d_model 32-256 is bound by passes over memory and by the number of operations, not by
+matmuls. These functions do what lies between two matmuls in one pass forward and one backward.
+They take float32 or bfloat16 activations on the CPU; weights of norms, tables and statistics are float32.
+They do not choose themselves: `compiling.compile_blocks` puts them into a model. Plain torch in `layers`, `attention`
+and `transformer` is the definition, and tests compare each function with it.
+
+Axes: n rows, b batch rows, t positions, d d_model, h query heads, k key/value heads, e head_dim, f d_ff, v vocab.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+KEPT_ELEMENTS = 1 << 26
+"""Largest (tokens, vocab) matrix of logit gradients that is kept for the backward pass (128 MiB in bfloat16); above it
+the logits are computed a second time there, one more of the head's three matmuls."""
+CHUNK_ELEMENTS = 1 << 21
+"""Elements of logits computed at a time, so that they stay in the cache between the matmul and the softmax."""
+
+_KINDS: dict[str, Any] = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int}
+_SIGNATURES = {  # of kernels.cpp: p pointer, l int64, f float, i int; the last argument is always `threads`
+    "norm_forward": "ppppppllfi",
+    "norm_backward": "ppppppplli",
+    "heads_forward": "ppppppppplllllffi",
+    "heads_backward": "pppppppppppplllllfi",
+    "softmax_forward": "pplllli",
+    "softmax_backward": "pplllli",
+    "swiglu_forward": "pplli",
+    "swiglu_backward": "ppplli",
+    "cross_entropy": "ppppllii",
+    "embed_forward": "ppplli",
+    "embed_backward": "ppplli",
+}
+_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_functions: dict[tuple[str, torch.dtype], Any] = {}
+
+
+def bind(library: ctypes.CDLL) -> None:
+    """Makes a compiled kernels.cpp the one that these functions call, for the whole process."""
+    for name, kinds in _SIGNATURES.items():
+        for dtype, suffix in _SUFFIXES.items():
+            function = getattr(library, f"{name}_{suffix}")
+            function.argtypes = [_KINDS[kind] for kind in kinds]
+            function.restype = None
+            _functions[name, dtype] = function
+
+
+def is_bound() -> bool:
+    """Whether `bind` was called."""
+    return bool(_functions)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """RMSNorm over the last axis, as `layers.RMSNorm`: x (..., d), weight (d) float32."""
+    return _Norm.apply(x, weight, epsilon)
+
+
+def add_norm(x: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(x + delta, RMSNorm of it): the stream after a branch and the input of the next branch, in one pass."""
+    return _AddNorm.apply(x, delta, weight, epsilon)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up: (..., 2 f), gate first, to (..., f)."""
+    return _SwiGLU.apply(gate_up)
+
+
+def rotary_attention(
+    qkv_bte: Tensor,
+    norm_weights: tuple[Tensor, Tensor] | None,
+    cos_te: Tensor,
+    sin_te: Tensor,
+    heads: tuple[int, int],
+    epsilon: float,
+) -> Tensor:
+    """Causal attention, from the fused projection to the input of the output projection.
+
+    Args:
+        qkv_bte: (b, t, (h + 2k) e): query heads, key heads, value heads.
+        norm_weights: of QK-norm, for queries and keys, (e) each, float32; None without QK-norm.
+        cos_te: rotary table of positions 0 ... t-1, (t, e/2), float32.
+        sin_te: like cos_te.
+        heads: (h, k), h a multiple of k.
+        epsilon: of QK-norm.
+
+    Returns:
+        (b, t, h e).
+    """
+    q_weight, k_weight = norm_weights or (None, None)
+    return _Attention.apply(qkv_bte, q_weight, k_weight, (cos_te, sin_te), heads, epsilon)
+
+
+def token_losses(x_nd: Tensor, head_vd: Tensor, targets_n: Tensor) -> Tensor:
+    """Cross-entropy (n), nats, float32, of the logits x W^T, which are never whole in float32.
+
+    Args:
+        x_nd: hidden states in the compute type.
+        head_vd: output projection in the compute type.
+        targets_n: int64.
+    """
+    return _LinearCrossEntropy.apply(x_nd, head_vd, targets_n)
+
+
+def embed(table_vd: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a float32 table as `dtype`: ids (...) to (..., d)."""
+    return _Embedding.apply(table_vd, ids, dtype)
+
+
+def _run(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    """Calls one loop of kernels.cpp: tensors as pointers (None as null), `threads` appended."""
+    values = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            assert argument.is_contiguous(), name
+            values.append(argument.data_ptr())
+        else:
+            values.append(argument)
+    _functions[name, dtype](*values, torch.get_num_threads())
+
+
+def _scratch(width: int) -> Tensor:
+    return torch.empty(torch.get_num_threads(), width)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        x = x.contiguous()
+        y, inverse, d = torch.empty_like(x), torch.empty(x.numel() // x.shape[-1]), x.shape[-1]
+        _run("norm_forward", x.dtype, x, None, weight, None, y, inverse, inverse.numel(), d, epsilon)
+        ctx.save_for_backward(x, weight, inverse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (*_norm_backward(ctx.saved_tensors, d_y, None), None)
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        x, delta = x.contiguous(), delta.contiguous()
+        total, y = torch.empty_like(x), torch.empty_like(x)
+        inverse, d = torch.empty(x.numel() // x.shape[-1]), x.shape[-1]
+        _run("norm_forward", x.dtype, x, delta, weight, total, y, inverse, inverse.numel(), d, epsilon)
+        ctx.save_for_backward(total, weight, inverse)
+        ctx.set_materialize_grads(False)
+        return total, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor | None, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_x, d_weight = _norm_backward(ctx.saved_tensors, d_y, d_total)
+        return d_x, d_x, d_weight, None
+
+
+def _norm_backward(saved: tuple[Tensor, ...], d_y: Tensor, d_total: Tensor | None) -> tuple[Tensor, Tensor]:
+    x, weight, inverse = saved
+    d_x, d_weight = torch.empty_like(x), torch.zeros(torch.get_num_threads(), x.shape[-1])
+    d_total = None if d_total is None else d_total.contiguous()
+    sizes = inverse.numel(), x.shape[-1]
+    _run("norm_backward", x.dtype, d_y.contiguous(), d_total, x, weight, inverse, d_x, d_weight, *sizes)
+    return d_x, d_weight.sum(0)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate_up = gate_up.contiguous()
+        f = gate_up.shape[-1] // 2
+        y = gate_up.new_empty(*gate_up.shape[:-1], f)
+        _run("swiglu_forward", y.dtype, gate_up, y, y.numel() // f, f)
+        ctx.save_for_backward(gate_up)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:  # type: ignore[override]
+        (gate_up,) = ctx.saved_tensors
+        d_gate_up, f = torch.empty_like(gate_up), d_y.shape[-1]
+        _run("swiglu_backward", d_y.dtype, d_y.contiguous(), gate_up, d_gate_up, d_y.numel() // f, f)
+        return d_gate_up
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        tables: tuple[Tensor, Tensor],
+        heads: tuple[int, int],
+        epsilon: float,
+    ) -> Tensor:
+        (b, t, _), (h, k) = qkv.shape, heads
+        e = qkv.shape[-1] // (h + 2 * k)
+        qkv = qkv.contiguous()
+        q, keys, values = qkv.new_empty(b * k, h // k * t, e), qkv.new_empty(b * k, t, e), qkv.new_empty(b * k, t, e)
+        inverse = torch.empty(b * t, h + k)
+        cos, sin = tables
+        fixed = (q_weight, k_weight, cos, sin)
+        _run(
+            "heads_forward", qkv.dtype, qkv, *fixed, q, keys, values, inverse, b, t, h, k, e, epsilon, 1 / math.sqrt(e)
+        )
+        weights = torch.bmm(q, keys.transpose(1, 2))
+        _run("softmax_forward", qkv.dtype, weights, _scratch(t), b * h * t, t, 0, t)
+        out = torch.bmm(weights, values).view(b, h, t, e).transpose(1, 2).reshape(b, t, h * e)
+        ctx.save_for_backward(qkv, q_weight, k_weight, cos, sin, q, keys, values, weights, inverse)
+        ctx.sizes = (b, t, h, k, e)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        qkv, q_weight, k_weight, cos, sin, q, keys, values, weights, inverse = ctx.saved_tensors
+        b, t, h, k, e = ctx.sizes
+        d_out = d_out.view(b, t, h, e).transpose(1, 2).reshape(q.shape)
+        d_values = torch.bmm(weights.transpose(1, 2), d_out)
+        d_scores = torch.bmm(d_out, values.transpose(1, 2))
+        _run("softmax_backward", qkv.dtype, weights, d_scores, b * h * t, t, 0, t)
+        d_q = torch.bmm(d_scores, keys)
+        d_keys = torch.bmm(d_scores.transpose(1, 2), q)
+        d_qkv, d_weights = torch.empty_like(qkv), torch.zeros(2, torch.get_num_threads(), e)
+        gradients = (d_q, d_keys, d_values)
+        tables = (q_weight, k_weight, cos, sin, inverse)
+        sizes = (b, t, h, k, e, 1 / math.sqrt(e))
+        _run("heads_backward", qkv.dtype, *gradients, qkv, *tables, d_qkv, d_weights[0], d_weights[1], *sizes)
+        d_q_weight, d_k_weight = (None, None) if q_weight is None else d_weights.sum(1)
+        return d_qkv, d_q_weight, d_k_weight, None, None, None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        x, head, targets = x.contiguous(), head.contiguous(), targets.contiguous()
+        n, v = x.shape[0], head.shape[0]
+        is_kept = n * v <= KEPT_ELEMENTS and any(ctx.needs_input_grad)
+        losses, scratch = torch.empty(n), _scratch(v)
+        d_logits = x.new_empty(n if is_kept else 0, v)
+        for rows in _chunks(n, v):
+            logits = d_logits[rows] if is_kept else x.new_empty(rows.stop - rows.start, v)
+            torch.mm(x[rows], head.t(), out=logits)
+            _run("cross_entropy", x.dtype, logits, targets[rows], losses[rows], scratch, *logits.shape, int(is_kept))
+        ctx.save_for_backward(x, head, targets, d_logits)
+        ctx.is_kept = is_kept
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, head, targets, d_logits = ctx.saved_tensors
+        scale = d_losses[:, None]
+        scaled = (x * scale).to(x.dtype)  # scaling (n, d) here costs less than scaling (n, v)
+        if ctx.is_kept:
+            return torch.mm(d_logits, head).mul_(scale), torch.mm(d_logits.t(), scaled), None
+        d_x, d_head, scratch = torch.empty_like(x), torch.zeros(head.shape), _scratch(head.shape[0])
+        for rows in _chunks(x.shape[0], head.shape[0]):
+            logits = torch.mm(x[rows], head.t())
+            _run("cross_entropy", x.dtype, logits, targets[rows], torch.empty(len(logits)), scratch, *logits.shape, 1)
+            torch.mm(logits, head, out=d_x[rows])
+            d_head += torch.mm(logits.t(), scaled[rows])
+        return d_x.mul_(scale), d_head.to(head.dtype), None
+
+
+def _chunks(rows: int, width: int) -> list[slice]:
+    size = max(16, CHUNK_ELEMENTS // width)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        ids = ids.contiguous()
+        y = torch.empty(*ids.shape, table.shape[1], dtype=dtype)
+        assert ids.numel() == 0 or 0 <= int(ids.min()) <= int(ids.max()) < len(table), "a token id has no row"
+        _run("embed_forward", dtype, table, ids, y, ids.numel(), table.shape[1])
+        ctx.save_for_backward(ids)
+        ctx.rows = len(table)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (ids,) = ctx.saved_tensors
+        d_table = torch.zeros(ctx.rows, d_y.shape[-1])
+        _run("embed_backward", d_y.dtype, d_y.contiguous(), ids, d_table, ids.numel(), d_y.shape[-1])
+        return d_table, None, None
