@@ -276,6 +276,7 @@ def _doubts(
 ) -> tuple[str, ...]:
     """Say why the ladder does not carry a forecast, each with the way out; empty where it does."""
     doubts: list[str] = []
+    top = bracket.rungs[-1]
     if len(bracket.rungs) < 2:
         doubts.append("only one rung: a law needs at least two; give the sweep a larger budget")
     if len(all_rungs) >= 3 and _steepens(all_rungs, len(all_rungs) - 3, seed_sd):
@@ -283,7 +284,7 @@ def _doubts(
             "the loss falls ever faster with compute up to the top rung, so the runs are still too small for a law; "
             "add a rung above (each rung 1e12 FLOPs, 1000 steps and 1M tokens or more)"
         )
-    edge = _edge(bracket.ladder, bracket.rungs[-1], seed_sd)
+    edge = _edge(bracket.ladder, top, seed_sd)
     if edge:
         doubts.append(
             f"the best size of the top rung is at the {edge} edge of the sizes tried; add a {_BEYOND[edge]} size there"
@@ -293,11 +294,10 @@ def _doubts(
             f"with the top rungs hidden their loss falls outside the band, by {100 * widening:.1f} % at the target's "
             "distance; look for a badly trained rung, or add one nearer to the target"
         )
-    if target.flops > _LARGEST_STEP * bracket.rungs[-1].flops:
-        ratio = target.flops / bracket.rungs[-1].flops
+    if target.flops > _LARGEST_STEP * top.flops:
         doubts.append(
-            f"the target has {ratio:.0f} times the compute of the top rung, and {_LARGEST_STEP:.0f} is the most; "
-            "add a higher rung"
+            f"the target has {target.flops / top.flops:.0f} times the compute of the top rung, and {_LARGEST_STEP:.0f} "
+            "is the most; add a higher rung"
         )
     if bracket.fit.status != "converged":
         doubts.extend(bracket.fit.warnings[:1])

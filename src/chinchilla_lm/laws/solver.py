@@ -93,9 +93,9 @@ def screen(problem: Problem, keep: int = 8) -> Floats:
     inverse_loss = np.exp(-problem.l_kn.reshape(1, -1))
     design_gn3 = np.stack([*columns, np.ones_like(columns[0])], axis=-1) * inverse_loss[..., None]
     weight = np.broadcast_to(problem.weight_kn.reshape(1, -1), inverse_loss.shape)
-    gram = np.einsum("gni,gnj->gij", design_gn3 * weight[..., None], design_gn3)
-    moment = np.einsum("gni,gn->gi", design_gn3, np.broadcast_to(weight, design_gn3.shape[:2]))
-    ridge = 1e-12 * np.einsum("gii->gi", gram).sum(1)
+    gram: Floats = np.einsum("gni,gnj->gij", design_gn3 * weight[..., None], design_gn3)
+    moment: Floats = np.einsum("gni,gn->gi", design_gn3, np.broadcast_to(weight, design_gn3.shape[:2]))
+    ridge: Floats = 1e-12 * np.einsum("gii->gi", gram).sum(1)
     terms_g3 = np.linalg.solve(gram + ridge[:, None, None] * np.eye(3), moment[..., None])[..., 0]
     smallest = 0.02 * float(np.exp(problem.l_kn.min()))  # a negative term restarts at 2 % of the loss
     terms_g3 = np.log(np.maximum(terms_g3, smallest))
@@ -278,10 +278,10 @@ def _log_loss(theta_k5: Floats, problem: Problem) -> tuple[Floats, Floats]:
 
 def _trial_steps(gradient: Floats, reweighted: Floats, hessian: Floats, damping: Floats) -> list[Floats]:
     """Return the Levenberg-Marquardt step, and the Newton step at three lengths."""
-    diagonal = np.maximum(np.einsum("kii->ki", reweighted), 1e-300)
+    diagonal: Floats = np.maximum(np.einsum("kii->ki", reweighted), 1e-300)
     scale = 1 / np.sqrt(diagonal)
     scaled_gradient = (scale * gradient)[..., None]
-    damped = reweighted * scale[:, :, None] * scale[:, None, :] + (damping + 1e-14)[:, None, None] * np.eye(5)
+    damped: Floats = reweighted * scale[:, :, None] * scale[:, None, :] + (damping + 1e-14)[:, None, None] * np.eye(5)
     safe = -scale * np.linalg.solve(damped, scaled_gradient)[..., 0]
     values, vectors = np.linalg.eigh(hessian * scale[:, :, None] * scale[:, None, :])
     values = np.maximum(np.abs(values), 1e-12)  # a saddle is left downhill (Dauphin et al. 2014)
