@@ -187,6 +187,8 @@ def plan_budget(
     low, high = _loss_band(loss, budget_flops, largest_flops)
     if loss is not None and low is None:
         notes.append("no band for the loss: the compute of the runs behind this law is not known")
+    if low is not None and epochs > 1:
+        notes.append("the band of the loss is that of fresh text; how much repeats are worth is less well known")
     if epochs > 8:
         notes.append(f"{epochs:.1f} epochs: beyond 8 the text is nearly spent; more text is worth more than compute")
     return Plan(
