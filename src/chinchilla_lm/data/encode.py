@@ -3,8 +3,8 @@
 GPT-2's regular expression never puts one pre-token across the border between a character that is not white space and
 white space after it: words, numbers and punctuation end there, and the rule for white space looks only forward. Nor
 between a letter and punctuation after it. BPE works within pre-tokens. So a text may be cut at each such border, and
-the ids of the parts, joined, are the ids of the text. This file cuts there twice: documents into pieces (bounded memory,
-all cores), and pieces into words, of which each distinct one is encoded once (English books: 5.7 MB a second on
+the ids of the parts, joined, are the ids of the text. This file cuts there twice: documents into pieces (bounded
+memory, all cores), and pieces into words, of which each distinct one is encoded once (English books: 5.7 MB a second on
 one core, 3.9 times as fast as `encode_batch_fast` on whole pieces).
 It holds only for tokenizers of `chinchilla_lm.data.tokenizer`.
 """

@@ -266,6 +266,6 @@ def _decompressed_limit(path: Path) -> int:
 def _check_ratio(path: Path, read_bytes: int, limit: int) -> None:
     if read_bytes > limit:
         raise DataError(
-            f"{path} decompresses to more than {format_bytes(limit)}, over {MAX_RATIO} times its size, as only bombs do;"
-            " decompress it yourself if you trust it"
+            f"{path} decompresses to more than {format_bytes(limit)}, over {MAX_RATIO} times its size, as only"
+            " bombs do; decompress it yourself if you trust it"
         )

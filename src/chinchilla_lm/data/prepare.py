@@ -80,6 +80,7 @@ def prepare(
     with explain_os_error(out):
         out.mkdir(parents=True, exist_ok=True)
     clean_temporaries(out)
+    clean_temporaries(out / TOKENIZER_FOLDER)
     tally = ReadTally()
     with Spool(out) as spool:
         counts = spool.fill(sources, tally)

@@ -105,6 +105,8 @@ def select_text(
         )
     if max_bytes is not None and max_bytes < available_bytes:
         train = _limit(train, read, max_bytes)
+        if not train:
+            raise DataError(f"max_bytes = {max_bytes} leaves no text to train on; give at least {MIN_TEXT_BYTES}")
         notes.append(
             f"max_bytes took {len(train)} documents, {_size(train)} of {available_bytes} bytes, the last one cut"
         )
@@ -169,13 +171,13 @@ def _limit(train: Sequence[Span], read: Callable[[int, int], bytes], max_bytes: 
 def cut_before(read: Callable[[int, int], bytes], start: int, target: int) -> int:
     """Return the last good place to cut in the 64 KiB up to `target`: a paragraph, a line, a word or a character."""
     first = max(start, target - _CUT_BYTES)
-    window = read(first, target + 1)
-    last_byte, window = window[-1:], window[:-1]
+    content = read(first, target + 1)
+    window, next_byte = content[: target - first], content[target - first :]
     for mark in (b"\n\n", b"\n", b" "):
         if (end := window.rfind(mark)) > 0:
             return first + end + len(mark)
     end = len(window)
-    if last_byte and last_byte[0] & 0xC0 == 0x80:  # `target` is inside a character: go back to its first byte
+    if next_byte and next_byte[0] & 0xC0 == 0x80:  # `target` is inside a character: go back to its first byte
         while end > 0 and window[end - 1] & 0xC0 == 0x80:
             end -= 1
         end -= 1
