@@ -53,11 +53,19 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The run whose loss is asked for: params N > 0, tokens D > 0, training flops C > 0, as in `Run`."""
+    """The run whose loss is asked for.
+
+    Attributes:
+        params: N > 0, as in `Run`.
+        tokens: D > 0 trained on, repeats included.
+        flops: C > 0 of training.
+        effective_tokens: how many fresh tokens the D are worth where text repeats (`plan.effective_tokens`); None: all.
+    """
 
     params: float
     tokens: float
     flops: float
+    effective_tokens: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,11 +335,12 @@ def _line_rungs(log_flops: Floats) -> int:
 
 
 def _target_losses(constants_k5: Floats, target: Target) -> tuple[Floats, Floats]:
-    """Return the additive loss of a target and its excess over the optimum of the target's compute, each (K,)."""
+    """Return the additive loss of a target and its excess over the optimum on fresh text at its compute, each (K,)."""
     log_product = np.array([math.log(target.params * target.tokens)])
     log_params = _log_optimal_params(constants_k5, log_product)
     best = _losses(constants_k5, np.exp(log_params), np.exp(log_product - log_params))[:, 0]
-    loss = _losses(constants_k5, np.array([target.params]), np.array([target.tokens]))[:, 0]
+    worth = target.tokens if target.effective_tokens is None else target.effective_tokens
+    loss = _losses(constants_k5, np.array([target.params]), np.array([worth]))[:, 0]
     return loss, loss - best
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -230,21 +230,26 @@ def repeated_loss(law: AdditiveLaw, params: Floats, tokens: Floats, unique_token
     return law.E + law.A / params_worth**law.alpha + law.B / tokens_worth**law.beta
 
 
-def effective_tokens(tokens: Floats, unique_tokens: float) -> Floats:
+@overload
+def effective_tokens(tokens: float, unique_tokens: float) -> float: ...
+@overload
+def effective_tokens(tokens: Floats, unique_tokens: float) -> Floats: ...
+def effective_tokens(tokens: float | Floats, unique_tokens: float) -> float | Floats:
     """Return D': how many fresh tokens `tokens` are worth when only `unique_tokens` are distinct.
 
     Args:
-        tokens: D > 0, repeats included.
+        tokens: D > 0, repeats included; number or array.
         unique_tokens: U > 0.
 
     Returns:
-        D' <= D; D itself up to U, and never over 16.4 U.
+        D' <= D of the same kind; D itself up to U, and never over 16.4 U.
 
     Source: Muennighoff et al. 2023, eq. 5.
     """
     fresh = np.minimum(tokens, unique_tokens)
     repeats = tokens / fresh - 1
-    return fresh * (1 + REPEATED_TOKENS * (1 - np.exp(-repeats / REPEATED_TOKENS)))
+    worth = fresh * (1 + REPEATED_TOKENS * (1 - np.exp(-repeats / REPEATED_TOKENS)))
+    return worth if isinstance(tokens, np.ndarray) else float(worth)
 
 
 def best_for_seconds(
@@ -275,7 +280,7 @@ def best_for_seconds(
     candidates: list[Candidate] = []
     for option in options:
         tokens = option.tokens_per_s * seconds
-        worth = tokens if unique_tokens is None else float(effective_tokens(np.array([tokens]), unique_tokens)[0])
+        worth = tokens if unique_tokens is None else effective_tokens(tokens, unique_tokens)
         candidates.append(
             Candidate(
                 shape=option.shape,
