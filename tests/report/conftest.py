@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,24 +48,29 @@ BYTES_PER_TOKEN = 2.9
 RunMaker = Callable[..., Path]
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> RunMaker:
-    """Write a whole run directory, or one that stopped after some stage."""
+@pytest.fixture(scope="session")
+def written_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that were written once in this session, by their options."""
+    return {"folder": tmp_path_factory.mktemp("runs")}
 
-    def make(name: str = "shakespeare-5m", **options: Any) -> Path:
-        return write_run(tmp_path / name, **options)
+
+@pytest.fixture
+def make_run(tmp_path: Path, written_runs: dict[str, Path]) -> RunMaker:
+    """Make a whole run directory, or one that stopped after some stage; each test gets its own copy."""
+
+    def make(name: str = "shakespeare-5m", extra: dict[str, Any] | None = None, **options: Any) -> Path:
+        key = repr(sorted(options.items()))
+        if key not in written_runs:
+            written_runs[key] = write_run(written_runs["folder"] / str(len(written_runs)), **options)
+        folder = Path(shutil.copytree(written_runs[key], tmp_path / name))
+        if extra:
+            write_json(folder / "eval.json", {**evaluation_record(), **extra})
+        return folder
 
     return make
 
 
-def write_run(
-    folder: Path,
-    *,
-    until: str = "report",
-    curve_points: int = 120,
-    repeats: int = 1,
-    extra: dict[str, Any] | None = None,
-) -> Path:
+def write_run(folder: Path, *, until: str = "report", curve_points: int = 120, repeats: int = 1) -> Path:
     """Write the records of a run that got as far as `until`: prepare, sweep, forecast, train or report."""
     generator = np.random.default_rng(20261121)
     reached = ("prepare", "sweep", "forecast", "train", "report").index(until)
@@ -86,7 +92,7 @@ def write_run(
         write_training(folder / "train" / "records.jsonl", generator, share)
         _stage(folder, "train", 181.5 * share, 1.31e13 * share)
     if reached >= 4:
-        write_json(folder / "eval.json", {**evaluation_record(), **(extra or {})})
+        write_json(folder / "eval.json", evaluation_record())
         write_bytes(folder / "model" / "model.safetensors", b"weights")
         _stage(folder, "evaluate", 9.7, 1.1e11)
     return folder

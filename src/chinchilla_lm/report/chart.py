@@ -17,9 +17,9 @@ Unit = Literal["plain", "count", "flops"]
 # Colour names to (light, dark) pages. The ramp r0..r5 runs from pale to strong, so that more compute reads as more ink;
 # its steps differ in lightness too, which survives colour blindness and a grey printer.
 PALETTE: dict[str, tuple[str, str]] = {
-    "r0": ("#63b995", "#4d6bb3"),
-    "r1": ("#35a3a0", "#3f8fc9"),
-    "r2": ("#2b829f", "#43b0c4"),
+    "r0": ("#45a37c", "#4d6bb3"),
+    "r1": ("#2c9592", "#3f8fc9"),
+    "r2": ("#2a7d9c", "#43b0c4"),
     "r3": ("#2f6196", "#5fcbb0"),
     "r4": ("#394384", "#9adf94"),
     "r5": ("#3a1f5f", "#e2ee94"),

@@ -17,6 +17,7 @@ from chinchilla_lm.report.chart import (
     Chart,
     Layer,
     Line,
+    Marker,
     Marks,
     Point,
     axis_over,
@@ -27,7 +28,11 @@ from chinchilla_lm.report.points import LOSS_LABEL, interval_label, loss_axis, l
 from chinchilla_lm.report.rundir import Record, Run, is_number, read_run
 from chinchilla_lm.report.surface import LawSurface, params_name, params_of
 
-_PURPOSES = (("ladder", "circle", False), ("repeat", "diamond", True), ("probe", "square", True))
+_PURPOSES: tuple[tuple[str, Marker, bool], ...] = (
+    ("ladder", "circle", False),
+    ("repeat", "diamond", True),
+    ("probe", "square", True),
+)
 
 
 def save_png(run_dir: Path | str, path: Path | str) -> Path:

@@ -179,7 +179,7 @@ def _lines(path: Path, kinds: Sequence[str], problems: list[str]) -> list[Record
     if not path.is_file():
         return []
     try:
-        records = [record for kind in kinds for record in read_records(path, f"{kind}/1")]
+        records: list[Record] = [record for kind in kinds for record in read_records(path, f"{kind}/1")]
     except ChinchillaError as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return []
