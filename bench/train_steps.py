@@ -118,7 +118,7 @@ def our_step(work: Work, _clone: Path | None, *, dtype: str, is_compiled: bool) 
     from chinchilla_lm.train.loop import train
     from chinchilla_lm.train.objective import next_token_objective
     from chinchilla_lm.train.placement import choose_placement
-    from chinchilla_lm.train.segment import build_training, compile_objective, plan_loop
+    from chinchilla_lm.train.segment import build_training, plan_loop
 
     shape = ModelShape(
         vocab=work.vocab,
@@ -135,7 +135,7 @@ def our_step(work: Work, _clone: Path | None, *, dtype: str, is_compiled: bool) 
         batch=BatchConfig(rows=work.rows, micro_batch=work.rows),
         optimizer=OptimizerConfig(lr_matrix=1e-3, lr_embedding=1e-3, weight_decay=0.1),
         schedule=ScheduleConfig(steps=1_000_000),
-        run=RunConfig(dtype=dtype, device="cpu", compile=is_compiled, threads=torch.get_num_threads()),
+        run=RunConfig(dtype=dtype, device="cpu", form="auto" if is_compiled else "plain", threads=torch.get_num_threads()),
     )
     next_batch = batches_of(work)
 
@@ -146,7 +146,7 @@ def our_step(work: Work, _clone: Path | None, *, dtype: str, is_compiled: bool) 
     placement = choose_placement(config.run)
     model, optimizer = build_training(config, placement)
     plan = plan_loop(config, start_step=0, start_tokens=0, stop_step=config.schedule.steps)
-    steps = train(model, Batches(), compile_objective(next_token_objective, config), optimizer, plan, placement)
+    steps = train(model, Batches(), next_token_objective, optimizer, plan, placement)
     counts = count_parameters(shape)
     return Step(run=lambda: next(steps).loss, matmul_params=counts.matmul, params=counts.total)
 

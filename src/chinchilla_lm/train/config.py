@@ -132,7 +132,7 @@ class RunConfig:
     Attributes:
         dtype: of matmuls and activations; the weights and the optimizer stay float32.
         device: "auto" takes the GPU where there is one.
-        compile: torch.compile the objective.
+        form: of the modules: our CPU kernels, torch.compile ("inductor"), plain torch, or the fastest that works here.
         threads: of torch on a CPU, >= 1. The last bits of a result depend on it.
         evaluate_every: updates between evaluations, >= 0 (0: only at the end).
         checkpoint_seconds: between checkpoints, >= 0 (0: after every update).
@@ -142,7 +142,7 @@ class RunConfig:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    compile: bool = False
+    form: Literal["auto", "plain", "kernels", "inductor"] = "auto"
     threads: int = 1
     evaluate_every: int = 0
     checkpoint_seconds: float = 60.0

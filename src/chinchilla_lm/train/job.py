@@ -33,7 +33,7 @@ from chinchilla_lm.train.loop import Batches, StepRecord, train
 from chinchilla_lm.train.objective import Objective, next_token_objective
 from chinchilla_lm.train.placement import Placement, choose_placement
 from chinchilla_lm.train.recording import JobRecords
-from chinchilla_lm.train.segment import build_training, compile_objective, plan_loop
+from chinchilla_lm.train.segment import build_training, plan_loop
 
 
 class Interrupted(ChinchillaError):  # noqa: N818 - it says what happened, and it is no fault
@@ -116,7 +116,7 @@ def run_job(
     )
     records.cut(state.step, state.tokens)
     plan = plan_loop(config, start_step=state.step, start_tokens=state.tokens, stop_step=steps)
-    updates = train(model, batches, compile_objective(objective, config), optimizer, plan, placement)
+    updates = train(model, batches, objective, optimizer, plan, placement)
     with _deferred_signals() as stop, contextlib.closing(updates):
         for record in updates:
             state.add(record)

@@ -26,11 +26,12 @@ import torch
 
 from chinchilla_lm.core.errors import CheckpointError
 from chinchilla_lm.laws.count import training_flops_per_token
+from chinchilla_lm.model.compiling import compile_blocks
 from chinchilla_lm.model.transformer import Transformer, initialise
 from chinchilla_lm.train.checkpoint import load_checkpoint, save_checkpoint
 from chinchilla_lm.train.config import TrainConfig
 from chinchilla_lm.train.loop import Batches, LoopPlan, StepRecord, train
-from chinchilla_lm.train.objective import Objective, next_token_objective
+from chinchilla_lm.train.objective import next_token_objective
 from chinchilla_lm.train.optimizer import build_optimizer
 from chinchilla_lm.train.placement import Placement, choose_placement
 from chinchilla_lm.train.recording import is_recorded
@@ -99,7 +100,7 @@ def train_segment(
             )
     plan = plan_loop(config, start_step=start_step, start_tokens=tokens, stop_step=stop_step)
     seconds, curve = 0.0, []
-    for step in train(model, batches, compile_objective(next_token_objective, config), optimizer, plan, placement):
+    for step in train(model, batches, next_token_objective, optimizer, plan, placement):
         tokens, seconds = step.tokens, seconds + step.step_seconds
         if is_recorded(step.step, config.schedule.steps):
             curve.append((step.tokens, step.loss))
@@ -118,12 +119,13 @@ def train_segment(
 
 
 def build_training(config: TrainConfig, placement: Placement) -> tuple[Transformer, torch.optim.AdamW]:
-    """Make the model and its optimizer as they are before the first step, and seed dropout."""
+    """Make the model, in the form its config asks for, and its optimizer as before the first step; seed dropout."""
     torch.set_num_threads(placement.threads)
     model = Transformer(config.shape)
     initialise(model, config.run.seed)
     model.to(placement.device)
     model.compute_dtype = placement.dtype
+    compile_blocks(model, config.run.form)
     torch.manual_seed(config.run.seed)
     return model, build_optimizer(model, config.optimizer)
 
@@ -138,8 +140,3 @@ def plan_loop(config: TrainConfig, *, start_step: int, start_tokens: int, stop_s
         stop_step=stop_step,
         start_tokens=start_tokens,
     )
-
-
-def compile_objective(objective: Objective, config: TrainConfig) -> Objective:
-    """Compile the objective, model and loss in one graph, if the config says so."""
-    return torch.compile(objective) if config.run.compile else objective

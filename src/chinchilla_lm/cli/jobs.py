@@ -1,0 +1,229 @@
+"""Commands that do work: `run` (the main job), `prepare`, `sweep` and `train` (its parts).
+
+Heavy imports stand inside the functions, so that `chinchilla --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import re
+import signal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from chinchilla_lm.core.units import format_bytes, format_count, format_flops, format_seconds
+
+JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
+DTypeChoice = Literal["auto", "float32", "bfloat16"]
+
+
+def run(  # noqa: PLR0913 - a command has as many arguments as options
+    *,
+    corpus: tuple[str, ...] = ("stdlib",),
+    budget: str = "5m",
+    out: Path | None = None,
+    seed: int = 0,
+    vocab: int = 0,
+    context: int = 0,
+    threads: int = 0,
+    dtype: DTypeChoice = "auto",
+    sweep_share: float = 0.3,
+    least_rung_flops: float = 3e11,
+    json: JsonFlag = False,
+) -> None:  # fmt: skip
+    """From text and a budget to a model: sweep, law, forecast, training, evaluation, report.
+
+    Args:
+        corpus: Files, folders or globs of text; "stdlib" is the source of Python's standard library, which needs no download.
+        budget: What sweep and final run may spend together: 5m, 2h, or FLOPs such as 1e15.
+        out: The run directory; the same command in it resumes. By default runs/CORPUS-BUDGET.
+        seed: Of weights, data order and held-out split.
+        vocab: Entries of the tokenizer; 0 follows the vocabulary law.
+        context: Tokens in a window; 0 follows the compute.
+        threads: Processor cores to use; 0 takes all.
+        dtype: Number format of matmuls; auto takes the faster one, measured.
+        sweep_share: Part of the budget for the sweep.
+        least_rung_flops: The cheapest rung allowed; below 1e12 the forecast is rough.
+        json: Print one JSON document on stdout.
+    """
+    # torch takes seconds to import
+    from chinchilla_lm.study.run import run_study
+
+    config = _study_config(corpus, budget, seed, vocab, context, threads, dtype, sweep_share, least_rung_flops)
+    folder = out or default_run_directory(corpus, budget)
+    with _display() as display:
+        result = run_study(config, folder, display)
+    if json:
+        print(json_format.dumps(_run_json(result), ensure_ascii=False, allow_nan=False))
+    _print_result(result)
+
+
+def sweep(  # noqa: PLR0913
+    *,
+    corpus: tuple[str, ...] = ("stdlib",),
+    budget: str = "5m",
+    out: Path | None = None,
+    seed: int = 0,
+    vocab: int = 0,
+    context: int = 0,
+    threads: int = 0,
+    dtype: DTypeChoice = "auto",
+    sweep_share: float = 0.3,
+    least_rung_flops: float = 3e11,
+    json: JsonFlag = False,
+) -> None:  # fmt: skip
+    """Only the first half of `run`: measure, sweep, law, forecast and plan. `run` with the same words continues it.
+
+    Args:
+        corpus: As for run.
+        budget: Of the whole job; the sweep takes its share.
+        out: The run directory.
+        seed: Of weights, data order and held-out split.
+        vocab: Entries of the tokenizer; 0 follows the vocabulary law.
+        context: Tokens in a window; 0 follows the compute.
+        threads: Processor cores to use; 0 takes all.
+        dtype: Number format of matmuls.
+        sweep_share: Part of the budget for the sweep.
+        least_rung_flops: The cheapest rung allowed.
+        json: Print one JSON document, the forecast record.
+    """
+    # torch takes seconds to import
+    from chinchilla_lm.study.run import forecast_sentence, run_sweep_only
+
+    config = _study_config(corpus, budget, seed, vocab, context, threads, dtype, sweep_share, least_rung_flops)
+    folder = out or default_run_directory(corpus, budget)
+    with _display() as display:
+        forecast = run_sweep_only(config, folder, display)
+    if json:
+        print(json_format.dumps(forecast, ensure_ascii=False, allow_nan=False))
+    _people().print(f"{forecast_sentence(forecast)}\nplan: {folder / 'plan.toml'}", markup=False)
+
+
+def prepare(
+    corpus: tuple[str, ...],
+    *,
+    out: Path,
+    vocab: int = 4096,
+    max_bytes: int | None = None,
+    seed: int = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Text to tokens: drop copies, hold out whole documents, train a tokenizer, write shards.
+
+    Args:
+        corpus: Files, folders, globs, "stdlib" or hf:NAME.
+        out: The folder to make.
+        vocab: Entries of the tokenizer, from 257.
+        max_bytes: Most training text; all by default.
+        seed: Of the order of documents.
+        json: Print one JSON document.
+    """
+    from chinchilla_lm.data.prepare import prepare as prepare_text  # tokenizers and numpy: help stays fast
+
+    with _display() as display:
+        display.stage("prepare", ", ".join(corpus))
+        manifest = prepare_text(
+            corpus,
+            out,
+            vocab=vocab,
+            max_bytes=max_bytes,
+            seed=seed,
+            progress=lambda done, total: display.advance(done / max(total, 1), None, None),
+        )
+    record = manifest.to_dict()
+    if json:
+        print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
+    _people().print(
+        f"{manifest.kept:,} of {manifest.documents:,} documents kept: {format_bytes(manifest.bytes)}, "
+        f"{manifest.train_tokens:,} tokens to train on, {manifest.heldout_tokens:,} held out, in {out}",
+        markup=False,
+    )
+
+
+def train(config: Path, *, data: Path, out: Path, json: JsonFlag = False) -> None:
+    """Train one model from a config such as a run's plan.toml; killed at any time, the same command continues.
+
+    Args:
+        config: A TOML file with shape, batch, optimizer, schedule and run.
+        data: A folder that `chinchilla prepare` wrote.
+        out: The folder for records, checkpoints and the finished model/.
+        json: Print one JSON document.
+    """
+    # torch takes seconds to import
+    from chinchilla_lm.study.train_only import train_from_config
+
+    with _display() as display:
+        record = train_from_config(config, data, out, display)
+    if json:
+        print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
+    _people().print(
+        f"held-out loss {record['loss']:.4f} nats per token, {record['bits_per_byte']:.4f} bits per byte; "
+        f"model in {record['model_dir']}",
+        markup=False,
+    )
+
+
+def default_run_directory(corpus: tuple[str, ...], budget: str) -> Path:
+    """Name a run directory after the request: runs/stdlib-5m."""
+    words = [Path(name.rstrip("/")).name or "text" for name in corpus]
+    name = re.sub(r"[^\w.]+", "-", "+".join(words) + "-" + budget).strip("-")
+    return Path("runs") / name[:80]
+
+
+def _study_config(*values: Any) -> Any:
+    from chinchilla_lm.study.request import StudyConfig
+
+    names = (
+        "corpus", "budget", "seed", "vocab", "context", "threads", "dtype", "sweep_share", "least_rung_flops"
+    )  # fmt: skip
+    return StudyConfig(**dict(zip(names, values, strict=True)))
+
+
+def _display() -> Any:
+    from chinchilla_lm.cli.display import StudyDisplay
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C: save, and resume later
+    return StudyDisplay(_people())
+
+
+def _people() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _run_json(result: Any) -> dict[str, Any]:
+    forecast, law, evaluation = result.forecast, result.law, result.evaluation
+    return {
+        "run_dir": str(result.run_dir),
+        "model_dir": str(result.run_dir / "model"),
+        "report": str(result.run_dir / "report.html"),
+        "flops_spent": result.flops_spent,
+        "seconds_spent": result.seconds_spent,
+        "law": law,
+        "plan": {"params": forecast["params_matmul"], "tokens": forecast["tokens"], "shape": forecast["shape"]},
+        "predicted": {name: forecast[name] for name in ("loss", "low", "high", "level", "established")},
+        "actual": {"loss": evaluation["loss"], "loss_se": evaluation["loss_se"]},
+        "bits_per_byte": evaluation["bits_per_byte"],
+    }
+
+
+def _print_result(result: Any) -> None:
+    forecast, evaluation, console = result.forecast, result.evaluation, _people()
+    verdict = "inside" if evaluation["inside"] else "OUTSIDE"
+    lines = [
+        "",
+        f"model        {format_count(forecast['params_total'])} parameters, {format_count(forecast['tokens'])} tokens",
+        f"predicted    {forecast['loss']:.4f} nats per token before training, 90 % interval "
+        f"{forecast['low']:.4f} to {forecast['high']:.4f}",
+        f"actual       {evaluation['loss']:.4f}: {verdict}, error {evaluation['error_percent']:+.2f} %",
+        f"             {evaluation['bits_per_byte']:.4f} bits per byte on held-out text",
+        f"spent        {format_seconds(result.seconds_spent)}, {format_flops(result.flops_spent)}",
+        f"model folder {result.run_dir / 'model'}",
+        f"report       {result.run_dir / 'report.html'}",
+    ]
+    if evaluation["samples"]:
+        sample = evaluation["samples"][min(1, len(evaluation["samples"]) - 1)]
+        lines += ["", f"It writes: {sample['prompt']!r} ->", sample["text"]]
+    console.print("\n".join(lines), markup=False)

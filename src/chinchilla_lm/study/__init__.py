@@ -1,0 +1,1 @@
+"""The main job: budget -> sweep -> law -> forecast -> plan -> training -> evaluation -> report."""

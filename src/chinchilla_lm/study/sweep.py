@@ -1,0 +1,294 @@
+"""Running the sweep: probe the learning rate at the cheapest rung, then climb, refitting the optimum after each rung.
+
+Trials of one rung run side by side in worker processes; the registry remembers each finished one, so that a killed sweep
+continues with the next. The records (sweep/records.jsonl) are what the law is fitted to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from chinchilla_lm.core.errors import BudgetError, ChinchillaError, FitError
+from chinchilla_lm.core.records import append_record, read_records
+from chinchilla_lm.core.shapes import ModelShape
+from chinchilla_lm.laws.bracket import Run
+from chinchilla_lm.laws.fit import Prior, fit_additive
+from chinchilla_lm.study.directory import RunDirectory
+from chinchilla_lm.study.ladder import Ladder, edge_size, prior_params, rung_sizes, tokens_for
+from chinchilla_lm.study.pool import WorkerPool
+from chinchilla_lm.study.progress import Progress
+from chinchilla_lm.study.registry import Registry
+from chinchilla_lm.study.trial import TrialSpec, design_tokens_for, run_trial, trunk_reaches
+
+_PROBE_SCALES = (0.5, 1.0, 2.0)
+# The optimum of k is flat: moving it by less than this gains under .2 % and would cost the centre trial again.
+_KEEP_SCALE_WITHIN = math.log(1.25)
+_LEAST_SCALE, _MOST_SCALE = 0.35, 2.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """What all trials of a sweep share.
+
+    Attributes:
+        vocab: of the tokenizer.
+        context: tokens in a window.
+        unique_tokens: in the training text.
+        dtype: of matmuls.
+        device: "auto", "cpu" or "cuda".
+        worker_threads: of each worker.
+        n_workers: side by side.
+        seed: of weights and data order.
+    """
+
+    vocab: int
+    context: int
+    unique_tokens: float
+    dtype: Literal["float32", "bfloat16"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    worker_threads: int
+    n_workers: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """What a worker process receives."""
+
+    spec: TrialSpec
+    prepared: Path
+    trunks: Path
+
+
+def do_trial(task: TrialTask, report: Callable[[float, float], None]) -> dict[str, Any]:
+    """Run one trial in a worker process (see `run_trial`)."""
+    return run_trial(task.spec, prepared=task.prepared, trunks=task.trunks, progress=report)
+
+
+def run_sweep(
+    directory: RunDirectory, ladder: Ladder, settings: SweepSettings, pool: WorkerPool, progress: Progress
+) -> list[dict[str, Any]]:
+    """Run the whole ladder, or what is left of it.
+
+    Args:
+        directory: of the run; sweep/ is written.
+        ladder: the rungs.
+        settings: what all trials share.
+        pool: worker processes.
+        progress: told of every event.
+
+    Returns:
+        The trial records in order, those of diverged trials included.
+
+    Raises:
+        ChinchillaError: a trial failed, or a whole rung diverged.
+    """
+    climb = _Climb(directory, settings, pool, progress)
+    lr_scale = climb.probe(ladder)
+    for rung, flops in enumerate(ladder.rung_flops):
+        count = ladder.sizes_per_rung + (2 if rung == 0 else 0)
+        climb.run_rung(rung, flops, count, lr_scale)
+    return climb.records
+
+
+class _Climb:
+    """The state of a climb: the records so far, and the trunks that may be continued."""
+
+    def __init__(
+        self, directory: RunDirectory, settings: SweepSettings, pool: WorkerPool, progress: Progress
+    ) -> None:
+        self._directory, self._settings, self._pool, self._progress = directory, settings, pool, progress
+        self._registry = Registry(directory.registry)
+        self.records: list[dict[str, Any]] = []
+        self._written = set()
+        if directory.trials.exists():
+            self._written = {record["trial"] for record in read_records(directory.trials, "trial/1")}
+
+    def probe(self, ladder: Ladder) -> float:
+        """Measure the learning-rate scale k at the centre of the bottom rung; return it."""
+        flops = ladder.rung_flops[0]
+        sizes = self._sizes(flops, prior_params(flops), 1)
+        specs = [
+            self._spec("ladder" if scale == 1.0 else "probe", 0, flops, sizes[0], scale) for scale in _PROBE_SCALES
+        ]
+        records = self._run(specs)
+        scales = [record["lr_scale"] for record in records if record["status"] == "done"]
+        losses = [record["loss"] for record in records if record["status"] == "done"]
+        return best_scale(scales, losses)
+
+    def run_rung(self, rung: int, flops: float, count: int, lr_scale: float) -> None:
+        """Run a rung's sizes around the running optimum, and one more where the best lies at an edge."""
+        shapes = self._sizes(flops, self._best_params(flops), count)
+        done = self._run([self._spec("ladder", rung, flops, shape, lr_scale) for shape in shapes])
+        finished = [record for record in done if record["status"] == "done"]
+        if not finished:
+            raise ChinchillaError(
+                f"every run of the rung at {flops:.2g} FLOPs diverged (k = {lr_scale:g}); look at the text, or report this"
+            )
+        best = min(finished, key=lambda record: record["loss"])
+        beyond = edge_size(
+            shapes, ModelShape.from_dict(best["shape"]), flops, unique_tokens=self._settings.unique_tokens
+        )
+        if beyond is not None:
+            self._run([self._spec("ladder", rung, flops, beyond, lr_scale)])
+
+    def _best_params(self, flops: float) -> float:
+        """Give the running N*: by the law once two rungs are done, else by the best run or the prior."""
+        runs = ladder_runs(self.records)
+        rungs = sorted({run.flops for run in runs})
+        if len({run.rung for run in runs}) < 1 or len(runs) < 3:
+            return prior_params(flops)
+        best = min((run for run in runs if run.rung == max(r.rung for r in runs)), key=lambda run: run.loss)
+        from_below = best.params * (flops / best.flops) ** 0.5
+        if len({run.rung for run in runs}) < 2:
+            return from_below
+        try:
+            fit = fit_additive(
+                np.array([run.params for run in runs]),
+                np.array([run.tokens for run in runs]),
+                np.array([run.loss for run in runs]),
+                delta=0.003,
+                prior=Prior(),
+            )
+        except FitError:
+            return from_below
+        k = float(np.median([run.flops / run.params / run.tokens for run in runs]))
+        params, _ = fit.law.optimum(flops, k)
+        # The law of a few small runs may wander: it moves the next rung by a factor 1.8 at most.
+        return float(np.clip(params, from_below / 1.8, from_below * 1.8)) if rungs else from_below
+
+    def _sizes(self, flops: float, best_params: float, count: int) -> list[ModelShape]:
+        settings = self._settings
+        sizes = rung_sizes(
+            flops,
+            best_params,
+            count,
+            vocab=settings.vocab,
+            context=settings.context,
+            unique_tokens=settings.unique_tokens,
+        )
+        if not sizes:
+            raise BudgetError(
+                f"no model suits a run of {flops:.2g} FLOPs on {settings.unique_tokens:.2g} tokens of text: it would see fewer "
+                "than 2 tokens per parameter or the text more than 4 times; give a larger budget, or more text"
+            )
+        return sizes
+
+    def _spec(
+        self, purpose: Literal["probe", "ladder"], rung: int, flops: float, shape: ModelShape, lr_scale: float
+    ) -> TrialSpec:
+        tokens = tokens_for(shape, flops)
+        trunk = self._trunk_below(shape, lr_scale, tokens)
+        scale = "" if lr_scale == 1.0 else f"-k{lr_scale:.3g}"
+        return TrialSpec(
+            trial=f"r{rung}-d{shape.d_model:04d}{scale}",
+            purpose=purpose,
+            rung=rung,
+            flops=flops,
+            shape=shape,
+            design_tokens=design_tokens_for(tokens) if trunk is None else trunk["design_tokens"],
+            lr_scale=lr_scale,
+            seed=self._settings.seed,
+            dtype=self._settings.dtype,
+            threads=self._settings.worker_threads,
+            device=self._settings.device,
+            start=None if trunk is None else trunk["checkpoint"],
+        )
+
+    def _trunk_below(self, shape: ModelShape, lr_scale: float, tokens: float) -> dict[str, Any] | None:
+        """Find the finished trial whose trunk this one continues: same size and rate, and room to grow."""
+        for record in reversed(self.records):
+            is_same = record["shape"] == shape.to_dict() and record["lr_scale"] == lr_scale
+            if is_same and record["status"] == "done" and record["tokens"] < tokens:
+                return record if trunk_reaches(record["design_tokens"], tokens) else None
+        return None
+
+    def _run(self, specs: Sequence[TrialSpec]) -> list[dict[str, Any]]:
+        """Run trials, or take their finished results; keep and return their records in the order asked for."""
+        results = {record["trial"]: record for record in self.records}
+        todo: list[TrialSpec] = []
+        for spec in specs:
+            known = results.get(spec.trial) or self._registry.result(spec.trial, spec.to_dict())
+            if known is None:
+                todo.append(spec)
+                self._registry.begin(spec.trial, spec.to_dict())
+            else:
+                self._keep(known)
+                results[spec.trial] = known
+        tasks = [
+            TrialTask(spec=spec, prepared=self._directory.prepared, trunks=self._directory.sweep / "trunks")
+            for spec in todo
+        ]
+        for event in self._pool.run(do_trial, tasks):
+            spec = todo[event.index]
+            self._directory.tick()
+            if event.kind == "progress":
+                self._progress.trial(spec.trial, event.fraction, event.loss)
+            elif event.kind == "failed":
+                raise ChinchillaError(f"trial {spec.trial} failed: {event.error}")
+            elif event.kind == "done":
+                self._registry.finish(spec.trial, event.result)
+                self._progress.trial(spec.trial, 1.0, event.result.get("loss", math.nan))
+                results[spec.trial] = event.result
+        for spec in todo:
+            self._keep(results[spec.trial])
+        return [results[spec.trial] for spec in specs]
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        if any(kept["trial"] == record["trial"] for kept in self.records):
+            return
+        self.records.append(record)
+        if record["trial"] not in self._written:
+            self._written.add(record["trial"])
+            fields = {name: value for name, value in record.items() if name not in ("checkpoint", "schema")}
+            append_record(self._directory.trials, "trial/1", fields, sync=True)
+
+
+def best_scale(scales: Sequence[float], losses: Sequence[float]) -> float:
+    """Choose k from a probe: the vertex of the parabola in ln k through three points, 1 where that is near enough.
+
+    Args:
+        scales: k tried, the diverged ones left out.
+        losses: reached with each.
+
+    Returns:
+        k in [0.35, 2.8]; the best one tried where there is no vertex.
+    """
+    if not scales:
+        return _PROBE_SCALES[0]
+    best = float(scales[int(np.argmin(losses))])
+    if len(scales) == 3:
+        curvature, slope, _ = np.polyfit(np.log(scales), losses, 2)
+        if curvature > 0:
+            best = float(np.exp(np.clip(-slope / (2 * curvature), math.log(_LEAST_SCALE), math.log(_MOST_SCALE))))
+    if abs(math.log(best)) < _KEEP_SCALE_WITHIN and 1.0 in scales:
+        return 1.0
+    return float(f"{best:.2g}")
+
+
+def ladder_runs(records: Sequence[dict[str, Any]]) -> list[Run]:
+    """Turn trial records into the runs of a law: ladder trials that finished, at the rate that the sweep settled on.
+
+    The bottom rung's k = 1 trial is left out when the probe chose another k.
+    """
+    ladder = [record for record in records if record["purpose"] == "ladder" and record["status"] == "done"]
+    if not ladder:
+        return []
+    lr_scale = ladder[-1]["lr_scale"]
+    return [
+        Run(
+            params=float(record["params_matmul"]),
+            tokens=float(record["tokens"]),
+            flops=float(record["flops"]),
+            loss=float(record["loss"]),
+            rung=int(record["rung"]),
+        )
+        for record in ladder
+        if record["lr_scale"] == lr_scale
+    ]
