@@ -94,6 +94,7 @@ def write_run(folder: Path, *, until: str = "report", curve_points: int = 120, r
     if reached >= 4:
         write_json(folder / "eval.json", evaluation_record())
         write_bytes(folder / "model" / "model.safetensors", b"weights")
+        write_json(folder / "model" / "config.json", {"model_type": "qwen3"})
         _stage(folder, "evaluate", 9.7, 1.1e11)
     return folder
 
@@ -161,7 +162,7 @@ def sweep_trials(generator: np.random.Generator, curve_points: int, repeats: int
                 "params_matmul": params,
                 "params_total": params + 40_000,
                 "tokens": round(tokens),
-                "unique_tokens": round(tokens),
+                "unique_tokens": 31_000_000,
                 "epochs": 1.0,
                 "flops": flops,
                 "flops_spent": flops,
@@ -195,7 +196,8 @@ def law_record() -> dict[str, Any]:
     return {
         "schema": "law/1",
         **LAW.to_dict(),
-        "objective": "huber(0.003)",
+        "objective": 1.7e-5,
+        "interval_level": 0.95,
         "n_runs": 11,
         "intervals": intervals,
         "line": {"intercept": math.log(rungs[2]["loss"]) - slope * math.log(rungs[2]["flops"]), "slope": slope},
@@ -239,12 +241,37 @@ def forecast_record() -> dict[str, Any]:
         "level": 0.9,
         "sources": {"additive": additive, "line": additive * 0.984},
         "backtests": [
-            {"flops": 1e12, "predicted": 3.0532, "low": 2.96, "high": 3.13, "actual": 3.0323},
-            {"flops": 3e12, "predicted": 2.7171, "low": 2.66, "high": 2.78, "actual": 2.7029},
+            {
+                "kind": "run",
+                "params": 3.1e4,
+                "flops": 1e12,
+                "predicted": 3.18,
+                "low": 3.08,
+                "high": 3.26,
+                "actual": 3.1211,
+            },
+            {
+                "kind": "optimum",
+                "params": 7.3e4,
+                "flops": 1e12,
+                "predicted": 3.0532,
+                "low": 2.96,
+                "high": 3.13,
+                "actual": 3.0323,
+            },
+            {
+                "kind": "optimum",
+                "params": 1.23e5,
+                "flops": 3e12,
+                "predicted": 2.7171,
+                "low": 2.66,
+                "high": 2.78,
+                "actual": 2.7029,
+            },
         ],
         "established": True,
         "reasons": [],
-        "flat_band": {"params_low": 2.4e5, "params_high": 5.5e5, "loss_penalty": 0.01},
+        "flat_band": {"params_low": 2.4e5, "params_high": 5.5e5, "loss_penalty": 0.005},
         "candidates": candidates,
         "unit": "nats per token",
         "bits_per_byte": {"predicted": loss * bits, "low": loss * 0.98 * bits, "high": loss * 1.02 * bits},

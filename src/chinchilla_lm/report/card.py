@@ -6,6 +6,7 @@ text that the model was trained on, which is not ours. Texts from records are qu
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -38,6 +39,25 @@ def model_card(run_dir: Path | str) -> str:
         ChinchillaError: no such folder.
     """
     run = read_run(run_dir)
+    shape = (run.forecast or {}).get("shape")
+    return _template().render(
+        run=run,
+        headline=words.headline(run),
+        corpus=words.corpus_of(run),
+        metrics=_metrics(run),
+        shape=shape if isinstance(shape, Mapping) else {},
+        interval=interval_label(run.forecast or {}),
+        half_width=Z90 * run.evaluation["loss_se"]
+        if run.evaluation and is_number(run.evaluation.get("loss_se"))
+        else None,
+        reasons=words.sentences_of((run.forecast or {}).get("reasons")),
+        seconds=sum(float(stage["seconds"]) for stage in run.stages),
+        version=chinchilla_lm.__version__,
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("chinchilla_lm.report", "templates"),
         autoescape=False,  # Markdown, not HTML; texts go through `quoted`, `fenced` or `yaml`
@@ -56,21 +76,7 @@ def model_card(run_dir: Path | str) -> str:
         loss=_or_unknown(lambda number: f"{number:.4f}"),
         digits=_or_unknown(lambda number: f"{number:.3g}"),
     )
-    shape = (run.forecast or {}).get("shape")
-    return environment.get_template("model_card.md.jinja").render(
-        run=run,
-        headline=words.headline(run),
-        corpus=words.corpus_of(run),
-        metrics=_metrics(run),
-        shape=shape if isinstance(shape, Mapping) else {},
-        interval=interval_label(run.forecast or {}),
-        half_width=Z90 * run.evaluation["loss_se"]
-        if run.evaluation and is_number(run.evaluation.get("loss_se"))
-        else None,
-        reasons=words.sentences_of((run.forecast or {}).get("reasons")),
-        seconds=sum(float(stage["seconds"]) for stage in run.stages),
-        version=chinchilla_lm.__version__,
-    )
+    return environment.get_template("model_card.md.jinja")
 
 
 def yaml_scalar(value: Any) -> str:

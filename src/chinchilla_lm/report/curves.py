@@ -122,11 +122,11 @@ def _candidate_text(candidate: Record) -> str:
 
 def _allocation_summary(candidates: Sequence[Record], forecast: Record) -> str:
     chosen = format_count(forecast["params_matmul"])
-    words = f"{len(candidates)} sizes that fit the time that was left; {chosen} parameters were chosen."
+    words = f"{len(candidates)} sizes that fit what was left of the budget; {chosen} parameters were chosen."
     band = forecast.get("flat_band") or {}
     if all(is_number(band.get(key)) for key in ("params_low", "params_high", "loss_penalty")):
         words += (
             f" Anywhere between {format_count(band['params_low'])} and {format_count(band['params_high'])} "
-            f"the predicted loss is at most {band['loss_penalty']:.3g} nats worse."
+            f"the predicted loss is at most {100 * band['loss_penalty']:.3g} % worse: the valley is flat."
         )
     return words

@@ -203,7 +203,9 @@ def _outcome_layers(run: Run, *, on: str) -> list[Layer]:
 
 def _backtest_layers(run: Run) -> list[Marks]:
     needed = ("flops", "predicted", "actual")
-    tests = [t for t in (run.forecast or {}).get("backtests", ()) if all(is_number(t.get(key)) for key in needed)]
+    # Back-tests of single runs lie off the best path, which this figure shows; the table has them all.
+    tests = [t for t in (run.forecast or {}).get("backtests", ()) if t.get("kind", "optimum") == "optimum"]
+    tests = [test for test in tests if all(is_number(test.get(key)) for key in needed)]
     if not tests:
         return []
     has_band = all(is_number(test.get(key)) for test in tests for key in ("low", "high"))

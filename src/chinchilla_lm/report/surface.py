@@ -7,11 +7,13 @@ its nearest run is used (untested there; it changes slowly: attention grows with
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from chinchilla_lm.laws.forms import AdditiveLaw
+from chinchilla_lm.laws.plan import effective_tokens
 from chinchilla_lm.report.rundir import Record, Run, is_number
 
 _NAMES = {
@@ -25,11 +27,15 @@ _GRID = 241
 
 @dataclass(frozen=True, kw_only=True)
 class LawSurface:
-    """A law and the measured ratio FLOPs / (params x tokens) at `log_sizes` (natural logarithms, rising)."""
+    """A law, the measured ratio FLOPs / (params x tokens) at `log_sizes` (natural logarithms, rising), and the text.
+
+    Tokens beyond `unique_tokens` are repeats and count for less (Muennighoff et al. 2023), as in the forecast.
+    """
 
     law: AdditiveLaw
     log_sizes: tuple[float, ...]
     ratios: tuple[float, ...]
+    unique_tokens: float
 
     @classmethod
     def of(cls, run: Run) -> LawSurface | None:
@@ -44,7 +50,9 @@ class LawSurface:
         # 6 = 2 for the forward and 4 for the backward pass, per parameter in a matmul and token (Kaplan et al. 2020).
         ordered = sorted(sizes.items()) or [(0.0, 6.0)]
         log_sizes, ratios = zip(*ordered, strict=True)
-        return cls(law=run.additive_law, log_sizes=log_sizes, ratios=ratios)
+        texts = [float(record["unique_tokens"]) for record in known if is_number(record.get("unique_tokens"))]
+        unique_tokens = max(texts, default=math.inf)
+        return cls(law=run.additive_law, log_sizes=log_sizes, ratios=ratios, unique_tokens=unique_tokens)
 
     def isoflop(
         self, flops: float, params_low: float, params_high: float, steps: int = 48
@@ -63,7 +71,8 @@ class LawSurface:
 
     def _losses(self, flops: float, sizes: np.ndarray) -> np.ndarray:
         ratios = np.interp(np.log(sizes), self.log_sizes, self.ratios)
-        return np.asarray(self.law.loss(sizes, flops / (ratios * sizes)), dtype=float)
+        tokens = effective_tokens(flops / (ratios * sizes), self.unique_tokens)
+        return np.asarray(self.law.loss(sizes, tokens), dtype=float)
 
 
 def params_of(record: Record, run: Run) -> float:

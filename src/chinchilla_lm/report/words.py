@@ -103,6 +103,8 @@ def spent_sentence(run: Run) -> str:
         return f"The recorded stages took {format_seconds(seconds)} for a budget of {budget_words(budget)}."
     spent, shown = (seconds, format_seconds(seconds)) if budget.kind == "seconds" else (flops, format_flops(flops))
     share = spent / budget.amount
+    if run.evaluation is None:
+        return f"So far {shown} of {budget_words(budget)} ({100 * share:.0f} %)."
     if share <= 1:
         return f"The budget was kept: {shown} of {budget_words(budget)} ({100 * share:.0f} %)."
     return f"The budget was not kept: {shown} against {budget_words(budget)}, {100 * (share - 1):.1f} % over."
