@@ -53,11 +53,11 @@ def test_the_optimum_of_the_paper_s_objective_is_found(epoch):
 def test_a_small_delta_gives_the_published_least_absolute_deviations(epoch):
     # Besiroglu et al. 2024, eq. 5; the E of these constants is 1.81686, not the printed 1.8172.
     law = fit_additive(*epoch, delta=1e-9).law
-    assert law.A == pytest.approx(482.01, rel=1e-4)
-    assert law.B == pytest.approx(2085.43, rel=1e-4)
+    assert pytest.approx(482.01, rel=1e-4) == law.A
+    assert pytest.approx(2085.43, rel=1e-4) == law.B
     assert law.alpha == pytest.approx(0.3478, abs=1e-4)
     assert law.beta == pytest.approx(0.3658, abs=1e-4)
-    assert law.E == pytest.approx(1.81686, abs=1e-5)
+    assert pytest.approx(1.81686, abs=1e-5) == law.E
 
 
 @pytest.mark.parametrize(

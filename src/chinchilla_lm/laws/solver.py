@@ -21,6 +21,8 @@ from chinchilla_lm.laws.forms import AdditiveLaw, Floats
 EXPONENT_RANGE = (0.005, 3.0)
 TERM_FLOOR = 1e-6
 _MAX_STEPS = 300
+# Resamples start beside their end and are only counted: 1e-6 of the scale of the gradient moves an exponent by 1e-5.
+_RESAMPLE_STEPS, _RESAMPLE_TOLERANCE = 40, 1e-6
 _CHUNK = 256  # resamples solved at once: 256 x 240 runs x 5 doubles is 2.5 MB
 
 
@@ -106,16 +108,18 @@ def screen(problem: Problem, keep: int = 8) -> Floats:
     return theta_g5[order[:keep]]
 
 
-def minimise(theta_k5: Floats, problem: Problem) -> Solution:
+def minimise(theta_k5: Floats, problem: Problem, *, most_steps: int = _MAX_STEPS, tolerance: float = 1e-9) -> Solution:
     """Walk each start to its minimum.
 
     Each step tries a Levenberg-Marquardt step on the reweighted squares (safe far away: the square majorises Huber) and
     a Newton step with the exact second derivatives (fast nearby), and takes the better. A start stops when its gradient
-    is below 1e-9 * delta * (sum of weights), or when no step at any damping lowers S (the limit of doubles).
+    is below tolerance * delta * (sum of weights), or when no step at any damping lowers S (the limit of doubles).
 
     Args:
         theta_k5: starts, shape (K, 5).
         problem: what to minimise.
+        most_steps: where a start is left as it is, > 0.
+        tolerance: of the gradient, relative to its largest possible value.
 
     Returns:
         The ends, in the order of the starts.
@@ -124,13 +128,13 @@ def minimise(theta_k5: Floats, problem: Problem) -> Solution:
     theta = np.clip(theta_k5, low, high)
     objective_k = objective(theta, problem)
     damping = np.full(len(theta), 1e-3)
-    tolerance = 1e-9 * problem.delta * np.broadcast_to(problem.weight_kn.sum(1), len(theta))
+    smallest_k = tolerance * problem.delta * np.broadcast_to(problem.weight_kn.sum(1), len(theta))
     active = np.arange(len(theta))
-    for _ in range(_MAX_STEPS):
+    for _ in range(most_steps):
         part = _rows(problem, active)
         gradient, reweighted, hessian = derivatives(theta[active], part)
         gradient, fixed = _free(gradient, theta[active], low, high)
-        busy = (np.abs(gradient).max(1) > tolerance[active]) & (damping[active] < 1e9)
+        busy = (np.abs(gradient).max(1) > smallest_k[active]) & (damping[active] < 1e9)
         if not busy.any():
             break
         gradient, reweighted, hessian, fixed = gradient[busy], reweighted[busy], hessian[busy], fixed[busy]
@@ -181,7 +185,9 @@ def refit(theta: Floats, problem: Problem, *, weight_kn: Floats | None = None, l
     ends: list[Floats] = []
     for first in range(0, count, _CHUNK):
         rows = np.arange(first, min(first + _CHUNK, count))
-        ends.append(minimise(np.tile(theta, (len(rows), 1)), _rows(resamples, rows)).theta_k5)
+        starts = np.tile(theta, (len(rows), 1))
+        part = _rows(resamples, rows)
+        ends.append(minimise(starts, part, most_steps=_RESAMPLE_STEPS, tolerance=_RESAMPLE_TOLERANCE).theta_k5)
     return np.concatenate(ends)
 
 
