@@ -55,7 +55,8 @@ def run_child(
         )
         if finished.returncode == 0 and result.exists():
             return json.loads(result.read_text())
-        return {"error": (finished.stderr.strip().splitlines() or ["no message"])[-1][:300]}
+        lines = finished.stderr.strip().splitlines() or ["no message"]
+        return {"error": lines[-1][:300], "trace": lines[-20:]}
 
 
 def write_result(path: str, record: dict) -> None:
