@@ -88,7 +88,7 @@ def test_swiglu_equals_torch_also_far_from_zero(dtype, f, threads):
 
 @every_type
 @pytest.mark.parametrize(("heads", "e"), [((4, 4), 8), ((4, 2), 32), ((3, 1), 6)])
-@pytest.mark.parametrize("t", [1, 13, 32, 50, 128])
+@pytest.mark.parametrize("t", [1, 13, 64])
 @pytest.mark.parametrize("has_norm", [True, False])
 def test_rotary_attention_equals_torch(dtype, heads, e, t, has_norm, threads):
     (h, k), b = heads, 2
@@ -104,7 +104,7 @@ def test_rotary_attention_equals_torch(dtype, heads, e, t, has_norm, threads):
         return join_heads(attend(rotate(q, cos, sin), rotate(keys, cos, sin), values, bias))
 
     def fused(x, *w):
-        return kernels.rotary_attention(x, w or None, cos, sin, heads, 1e-6)
+        return kernels.causal_attention(*kernels.rotary_heads(x, w or None, (cos, sin), heads, 1e-6))
 
     assert_same(fused, plain, [qkv, *norms], dtype)
 
@@ -141,7 +141,7 @@ def test_not_a_number_comes_through():
     cos, sin = rotary_table(torch.arange(2), 8, 1e4)
     qkv = draw(1, 2, 24)
     qkv[0, 0, 8 + 1] = float("nan")  # of the first key, which both queries see
-    assert kernels.rotary_attention(qkv, None, cos, sin, (1, 1), 0.0).isnan().all()
+    assert kernels.causal_attention(*kernels.rotary_heads(qkv, None, (cos, sin), (1, 1), 0.0)).isnan().all()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

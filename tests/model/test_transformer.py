@@ -101,6 +101,27 @@ def test_token_losses_equal_the_cross_entropy_of_the_logits(shape):
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_losses_and_gradients_do_not_depend_on_the_parts_they_are_computed_in(monkeypatch):
+    model, ids = make_model(QWEN3), make_ids(3, 17)
+    results = []
+    for size in (1 << 26, 61 * 5):  # at once; 5 tokens at a time, 3 in the last part
+        monkeypatch.setattr("chinchilla_lm.model.transformer.CHUNK_LOGITS", size)
+        losses = model.token_losses(ids[:, :-1], ids[:, 1:])
+        results.append((losses, torch.autograd.grad(losses.mean(), list(model.parameters()))))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_grouped", [False, True])
+def test_fused_and_written_out_attention_agree(is_grouped):
+    model, ids = make_model(SHAPES["qwen3-grouped"] if is_grouped else QWEN3), make_ids(3, 17)
+    results = []
+    for form in ("bmm", "sdpa"):
+        for block in model.blocks:
+            block.attention.form = form
+        results.append(model(ids))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
 @every_shape
 def test_a_new_model_predicts_near_uniformly(shape):
     model, ids = make_model(shape, is_shaken=False), make_ids(4, 33)

@@ -8,7 +8,7 @@ Queries, keys and values are one matrix `qkv` (query heads, then key heads, then
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,11 @@ from chinchilla_lm.model.layers import Linear, RMSNorm, rotate
 MASKED = -1e30
 """Added to the score of a key that a query may not see. Finite, so that a query without keys (padding) gives no NaN;
 bfloat16 holds it; exp(MASKED - any score) is exactly 0."""
+
+
+LONGEST_WRITTEN_OUT = 512
+"""On a CPU, longest sequence whose (t, s) scores are written out: two matmuls and a softmax are faster up to here than
+torch's fused attention (bench/model_step.py), which needs less memory and skips the masked half."""
 
 
 class Positions(NamedTuple):
@@ -77,28 +82,46 @@ class SelfAttention(nn.Module):
             self.key_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
         else:
             self.query_norm = self.key_norm = None
+        self.form: Literal["auto", "bmm", "sdpa"] = "auto"  # of a whole causal sequence; "bmm" writes the scores out
         self.has_kernels = False
 
     def forward(self, x_btd: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         """Maps (b, t, d) to (b, t, d); with a cache the keys of earlier calls are seen too."""
-        qkv_bte = self.qkv(x_btd)
-        if self.has_kernels and positions.is_plain and positions.cos is not None and positions.sin is not None:
-            return self.out(self._fused(qkv_bte, positions.cos, positions.sin))
-        q_bhte, k_bkte, v_bkte = split_heads(qkv_bte, self.n_heads, self.n_kv_heads)
-        if self.query_norm is not None and self.key_norm is not None:
-            q_bhte, k_bkte = self.query_norm(q_bhte), self.key_norm(k_bkte)
-        if positions.cos is not None and positions.sin is not None:
-            cos, sin = positions.cos.to(x_btd.dtype), positions.sin.to(x_btd.dtype)
-            q_bhte, k_bkte = rotate(q_bhte, cos, sin), rotate(k_bkte, cos, sin)
+        q_bhte, k_bkte, v_bkte = self._heads(self.qkv(x_btd), positions)
         if cache is not None:
             k_bkte, v_bkte = cache.extend(k_bkte, v_bkte)
+        if not positions.is_plain:
+            return self.out(join_heads(attend(q_bhte, k_bkte, v_bkte, positions.bias_ts)))
+        if self._is_flash(q_bhte):
+            is_grouped = self.n_heads != self.n_kv_heads
+            x_bhte = F.scaled_dot_product_attention(q_bhte, k_bkte, v_bkte, is_causal=True, enable_gqa=is_grouped)
+            return self.out(join_heads(x_bhte))
+        if self.has_kernels:
+            return self.out(kernels.causal_attention(q_bhte, k_bkte, v_bkte))
         return self.out(join_heads(attend(q_bhte, k_bkte, v_bkte, positions.bias_ts)))
 
-    def _fused(self, qkv_bte: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        norms, epsilon = None, 0.0
+    def _heads(self, qkv_bte: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, normed and turned."""
+        norms = None
         if self.query_norm is not None and self.key_norm is not None:
-            norms, epsilon = (self.query_norm.weight, self.key_norm.weight), self.query_norm.epsilon
-        return kernels.rotary_attention(qkv_bte, norms, cos, sin, (self.n_heads, self.n_kv_heads), epsilon)
+            norms = (self.query_norm, self.key_norm)
+        tables = None if positions.cos is None or positions.sin is None else (positions.cos, positions.sin)
+        if self.has_kernels and tables is not None and tables[0].ndim == 2:
+            weights, epsilon = (None, 0.0) if norms is None else ((norms[0].weight, norms[1].weight), norms[0].epsilon)
+            return kernels.rotary_heads(qkv_bte, weights, tables, (self.n_heads, self.n_kv_heads), epsilon)
+        q_bhte, k_bkte, v_bkte = split_heads(qkv_bte, self.n_heads, self.n_kv_heads)
+        if norms is not None:
+            q_bhte, k_bkte = norms[0](q_bhte), norms[1](k_bkte)
+        if tables is not None:
+            cos, sin = (table.to(qkv_bte.dtype) for table in tables)
+            q_bhte, k_bkte = rotate(q_bhte, cos, sin), rotate(k_bkte, cos, sin)
+        return q_bhte, k_bkte, v_bkte
+
+    def _is_flash(self, q_bhte: Tensor) -> bool:
+        """Whether torch's fused attention, which never holds the (t, s) scores, is the better form."""
+        if self.form == "auto":
+            return q_bhte.device.type != "cpu" or q_bhte.shape[2] > LONGEST_WRITTEN_OUT
+        return self.form == "sdpa"
 
 
 class RelativeAttention(nn.Module):

@@ -82,6 +82,12 @@ inline float largest(Floats x) {
 }
 #endif
 
+// `count` rounded up to whole vectors, but at most `size`.
+inline int64_t round_up(int64_t count, int64_t size) {
+    const int64_t whole = (count + LANES - 1) / LANES * LANES;
+    return whole < size ? whole : size;
+}
+
 // True in the lanes below `count`.
 inline Ints first_lanes(int64_t count) {
     Ints lane;
@@ -180,10 +186,10 @@ void norm_backward(const T* d_y, const T* d_total, const T* x, const float* weig
     }
 }
 
-// One head of one token: RMSNorm (if weight), rotation, scale; returns 1 / rms.
+// One head of one token: RMSNorm (if weight), then rotation; returns 1 / rms.
 template <typename T>
 inline float turn_forward(const T* x, const float* weight, const float* cosine, const float* sine, T* y, int64_t e,
-                          float epsilon, float scale) {
+                          float epsilon) {
     const int64_t half = e / 2;
     float r = 1.0f;
     if (weight) {
@@ -195,7 +201,7 @@ inline float turn_forward(const T* x, const float* weight, const float* cosine, 
         r = 1.0f / std::sqrt(sum(squares) / e + epsilon);
     }
     sweep(half, [&](int64_t j, int64_t count) {
-        Floats a = load(x + j, count) * (r * scale), b = load(x + half + j, count) * (r * scale);
+        Floats a = load(x + j, count) * r, b = load(x + half + j, count) * r;
         if (weight) a *= load(weight + j, count), b *= load(weight + half + j, count);
         const Floats c = load(cosine + j, count), s = load(sine + j, count);
         store(y + j, a * c - b * s, count);
@@ -206,12 +212,12 @@ inline float turn_forward(const T* x, const float* weight, const float* cosine, 
 
 template <typename T>
 inline void turn_backward(const T* d_y, const T* x, const float* weight, const float* cosine, const float* sine,
-                          float r, T* d_x, float* d_weight, int64_t e, float scale) {
+                          float r, T* d_x, float* d_weight, int64_t e) {
     const int64_t half = e / 2;
     Floats dots = {};
     if (weight)
         sweep(half, [&](int64_t j, int64_t count) {
-            const Floats a = load(d_y + j, count) * scale, b = load(d_y + half + j, count) * scale;
+            const Floats a = load(d_y + j, count), b = load(d_y + half + j, count);
             const Floats c = load(cosine + j, count), s = load(sine + j, count);
             const Floats da = (a * c + b * s) * load(x + j, count), db = (b * c - a * s) * load(x + half + j, count);
             dots += da * load(weight + j, count) + db * load(weight + half + j, count);
@@ -220,7 +226,7 @@ inline void turn_backward(const T* d_y, const T* x, const float* weight, const f
         });
     const float shrink = sum(dots) * r * r * r / e;
     sweep(half, [&](int64_t j, int64_t count) {
-        const Floats a = load(d_y + j, count) * scale, b = load(d_y + half + j, count) * scale;
+        const Floats a = load(d_y + j, count), b = load(d_y + half + j, count);
         const Floats c = load(cosine + j, count), s = load(sine + j, count);
         Floats da = a * c + b * s, db = b * c - a * s;
         if (weight) {
@@ -236,10 +242,10 @@ struct Heads {
     int64_t b, t, h, k, e;
 };
 
-// qkv (b, t, h + 2k, e) to q (b, h, t, e), k (b, k, t, e), v (b, k, t, e): queries and keys normed, turned, q scaled.
+// qkv (b, t, h + 2k, e) to q (b, h, t, e), k (b, k, t, e), v (b, k, t, e): queries and keys normed and turned.
 template <typename T>
 void heads_forward(Heads s, const T* qkv, const float* q_weight, const float* k_weight, const float* cosine,
-                   const float* sine, T* q, T* k, T* v, float* inverse, float epsilon, float scale, int threads) {
+                   const float* sine, T* q, T* k, T* v, float* inverse, float epsilon, int threads) {
     const int64_t all = s.h + 2 * s.k, half = s.e / 2;
     PARALLEL
     for (int64_t i = 0; i < s.b * s.t; i++) {
@@ -248,11 +254,11 @@ void heads_forward(Heads s, const T* qkv, const float* q_weight, const float* k_
         const float *c = cosine + t * half, *sn = sine + t * half;
         for (int64_t h = 0; h < s.h; h++)
             inverse[i * (s.h + s.k) + h] = turn_forward(x + h * s.e, q_weight, c, sn,
-                                                           q + ((row * s.h + h) * s.t + t) * s.e, s.e, epsilon, scale);
+                                                           q + ((row * s.h + h) * s.t + t) * s.e, s.e, epsilon);
         for (int64_t h = 0; h < s.k; h++) {
             const int64_t to = ((row * s.k + h) * s.t + t) * s.e;
             inverse[i * (s.h + s.k) + s.h + h] =
-                turn_forward(x + (s.h + h) * s.e, k_weight, c, sn, k + to, s.e, epsilon, 1.0f);
+                turn_forward(x + (s.h + h) * s.e, k_weight, c, sn, k + to, s.e, epsilon);
             std::memcpy(v + to, x + (s.h + s.k + h) * s.e, s.e * sizeof(T));
         }
     }
@@ -262,7 +268,7 @@ void heads_forward(Heads s, const T* qkv, const float* q_weight, const float* k_
 template <typename T>
 void heads_backward(Heads s, const T* d_q, const T* d_k, const T* d_v, const T* qkv, const float* q_weight,
                     const float* k_weight, const float* cosine, const float* sine, const float* inverse, T* d_qkv,
-                    float* d_q_weight, float* d_k_weight, float scale, int threads) {
+                    float* d_q_weight, float* d_k_weight, int threads) {
     const int64_t all = s.h + 2 * s.k, half = s.e / 2;
     PARALLEL
     for (int64_t i = 0; i < s.b * s.t; i++) {
@@ -272,61 +278,59 @@ void heads_backward(Heads s, const T* d_q, const T* d_k, const T* d_v, const T* 
         const float *c = cosine + t * half, *sn = sine + t * half, *r = inverse + i * (s.h + s.k);
         for (int64_t h = 0; h < s.h; h++)
             turn_backward(d_q + ((row * s.h + h) * s.t + t) * s.e, x + h * s.e, q_weight, c, sn, r[h],
-                             dx + h * s.e, d_q_weight + team_index() * s.e, s.e, scale);
+                             dx + h * s.e, d_q_weight + team_index() * s.e, s.e);
         for (int64_t h = 0; h < s.k; h++) {
             const int64_t from = ((row * s.k + h) * s.t + t) * s.e;
             turn_backward(d_k + from, x + (s.h + h) * s.e, k_weight, c, sn, r[s.h + h], dx + (s.h + h) * s.e,
-                             d_k_weight + team_index() * s.e, s.e, 1.0f);
+                             d_k_weight + team_index() * s.e, s.e);
             std::memcpy(dx + (s.h + s.k + h) * s.e, d_v + from, s.e * sizeof(T));
         }
     }
 }
 
-// Rows of scores, in place: softmax over the first offset + 1 + (row mod t) entries of `width`, zero in the others.
-// `scratch` is (threads, width).
+// In place, row i of (rows, t): softmax of scale * score over the first 1 + (i mod t) entries, zero in the others.
+// `scratch` is (threads, t).
 template <typename T>
-void softmax_forward(T* scores, float* scratch, int64_t rows, int64_t t, int64_t offset, int64_t width, int threads) {
+void softmax_forward(T* scores, float* scratch, int64_t rows, int64_t t, float scale, int threads) {
     PARALLEL
     for (int64_t i = 0; i < rows; i++) {
-        T* row = scores + i * width;
-        float* w = scratch + team_index() * width;
-        const int64_t seen = offset + i % t + 1, near = (seen + LANES - 1) / LANES * LANES;
-        const int64_t padded = near < width ? near : width;
+        T* row = scores + i * t;
+        float* w = scratch + team_index() * t;
+        const int64_t seen = i % t + 1, padded = round_up(seen, t);
         Floats tops = Floats{} - INFINITY, sums = {};
         sweep(padded, [&](int64_t j, int64_t count) {
-            const Floats a = first_lanes(seen - j) ? load(row + j, count) : Floats{} - INFINITY;
+            const Floats a = first_lanes(seen - j) ? load(row + j, count) * scale : Floats{} - INFINITY;
             tops = a > tops ? a : tops;  // a nan is lost here, and comes back in the sum
             store(w + j, a, count);
         });
         const float top = largest(tops);
         sweep(padded, [&](int64_t j, int64_t count) {
-            Floats a = exponential(load(w + j, count) - top);
-            a = first_lanes(seen - j) ? a : Floats{};
-            sums += a;
-            store(w + j, a, count);
+            const Floats a = exponential(load(w + j, count) - top);
+            const Floats b = first_lanes(seen - j) ? a : Floats{};
+            sums += b;
+            store(w + j, b, count);
         });
-        const float scale = 1.0f / sum(sums);
-        sweep(padded, [&](int64_t j, int64_t count) { store(row + j, load(w + j, count) * scale, count); });
-        std::memset(static_cast<void*>(row + padded), 0, (width - padded) * sizeof(T));
+        const float inverse = 1.0f / sum(sums);
+        sweep(padded, [&](int64_t j, int64_t count) { store(row + j, load(w + j, count) * inverse, count); });
+        std::memset(static_cast<void*>(row + padded), 0, (t - padded) * sizeof(T));
     }
 }
 
-// In place of d_weights: d_scores = weights * (d_weights - sum(weights * d_weights)), zero where the weights are.
+// In place of d_weights: d_scores = scale * weights * (d_weights - sum(weights * d_weights)); 0 where the weights are.
 template <typename T>
-void softmax_backward(const T* weights, T* d_weights, int64_t rows, int64_t t, int64_t offset, int64_t width,
-                      int threads) {
+void softmax_backward(const T* weights, T* d_weights, int64_t rows, int64_t t, float scale, int threads) {
     PARALLEL
     for (int64_t i = 0; i < rows; i++) {
-        const T* w = weights + i * width;
-        T* d = d_weights + i * width;
-        const int64_t near = (offset + i % t + LANES) / LANES * LANES, padded = near < width ? near : width;
+        const T* w = weights + i * t;
+        T* d = d_weights + i * t;
+        const int64_t padded = round_up(i % t + 1, t);
         Floats dots = {};
         sweep(padded, [&](int64_t j, int64_t count) { dots += load(w + j, count) * load(d + j, count); });
         const float dot = sum(dots);
         sweep(padded, [&](int64_t j, int64_t count) {
-            store(d + j, load(w + j, count) * (load(d + j, count) - dot), count);
+            store(d + j, load(w + j, count) * (load(d + j, count) - dot) * scale, count);
         });
-        std::memset(static_cast<void*>(d + padded), 0, (width - padded) * sizeof(T));
+        std::memset(static_cast<void*>(d + padded), 0, (t - padded) * sizeof(T));
     }
 }
 
@@ -412,38 +416,38 @@ void embed_backward(const T* d_y, const int64_t* ids, float* d_table, int64_t n,
 }  // namespace
 
 #define EXPORT(T, suffix)                                                                                              \
-    extern "C" void norm_forward_##suffix(const T* x, const T* delta, const float* weight, T* sum, T* y,               \
+    extern "C" void norm_forward_##suffix(const T* x, const T* delta, const float* weight, T* total, T* y,             \
                                           float* inverse, int64_t n, int64_t d, float epsilon, int threads) {          \
-        norm_forward<T>(x, delta, weight, sum, y, inverse, n, d, epsilon, threads);                                    \
+        norm_forward<T>(x, delta, weight, total, y, inverse, n, d, epsilon, threads);                                  \
     }                                                                                                                  \
-    extern "C" void norm_backward_##suffix(const T* d_y, const T* d_sum, const T* x, const float* weight,              \
+    extern "C" void norm_backward_##suffix(const T* d_y, const T* d_total, const T* x, const float* weight,            \
                                            const float* inverse, T* d_x, float* d_weight, int64_t n, int64_t d,        \
                                            int threads) {                                                              \
-        norm_backward<T>(d_y, d_sum, x, weight, inverse, d_x, d_weight, n, d, threads);                                \
+        norm_backward<T>(d_y, d_total, x, weight, inverse, d_x, d_weight, n, d, threads);                              \
     }                                                                                                                  \
     extern "C" void heads_forward_##suffix(const T* qkv, const float* q_weight, const float* k_weight,                 \
                                            const float* cosine, const float* sine, T* q, T* k, T* v, float* inverse,   \
                                            int64_t b, int64_t t, int64_t h, int64_t kv, int64_t e, float epsilon,      \
-                                           float scale, int threads) {                                                 \
+                                           int threads) {                                                              \
         const Heads s = {b, t, h, kv, e};                                                                              \
-        heads_forward<T>(s, qkv, q_weight, k_weight, cosine, sine, q, k, v, inverse, epsilon, scale, threads);  \
+        heads_forward<T>(s, qkv, q_weight, k_weight, cosine, sine, q, k, v, inverse, epsilon, threads);                \
     }                                                                                                                  \
     extern "C" void heads_backward_##suffix(const T* d_q, const T* d_k, const T* d_v, const T* qkv,                    \
                                             const float* q_weight, const float* k_weight, const float* cosine,         \
                                             const float* sine, const float* inverse, T* d_qkv, float* d_q_weight,      \
                                             float* d_k_weight, int64_t b, int64_t t, int64_t h, int64_t kv, int64_t e, \
-                                            float scale, int threads) {                                                \
+                                            int threads) {                                                             \
         const Heads s = {b, t, h, kv, e};                                                                              \
-        heads_backward<T>(s, d_q, d_k, d_v, qkv, q_weight, k_weight, cosine, sine, inverse, d_qkv, d_q_weight, \
-                     d_k_weight, scale, threads);                                                                      \
+        heads_backward<T>(s, d_q, d_k, d_v, qkv, q_weight, k_weight, cosine, sine, inverse, d_qkv, d_q_weight,         \
+                          d_k_weight, threads);                                                                        \
     }                                                                                                                  \
-    extern "C" void softmax_forward_##suffix(T* scores, float* scratch, int64_t rows, int64_t t, int64_t offset, int64_t width,        \
+    extern "C" void softmax_forward_##suffix(T* scores, float* scratch, int64_t rows, int64_t t, float scale,          \
                                              int threads) {                                                            \
-        softmax_forward<T>(scores, scratch, rows, t, offset, width, threads);                                                   \
+        softmax_forward<T>(scores, scratch, rows, t, scale, threads);                                                  \
     }                                                                                                                  \
-    extern "C" void softmax_backward_##suffix(const T* weights, T* d_weights, int64_t rows, int64_t t, int64_t offset, \
-                                              int64_t width, int threads) {                                            \
-        softmax_backward<T>(weights, d_weights, rows, t, offset, width, threads);                                      \
+    extern "C" void softmax_backward_##suffix(const T* weights, T* d_weights, int64_t rows, int64_t t, float scale,    \
+                                              int threads) {                                                           \
+        softmax_backward<T>(weights, d_weights, rows, t, scale, threads);                                              \
     }                                                                                                                  \
     extern "C" void swiglu_forward_##suffix(const T* gate_up, T* y, int64_t n, int64_t f, int threads) {               \
         swiglu_forward<T>(gate_up, y, n, f, threads);                                                                  \
@@ -452,9 +456,9 @@ void embed_backward(const T* d_y, const int64_t* ids, float* d_table, int64_t n,
                                              int threads) {                                                            \
         swiglu_backward<T>(d_y, gate_up, d_gate_up, n, f, threads);                                                    \
     }                                                                                                                  \
-    extern "C" void cross_entropy_##suffix(T* logits, const int64_t* targets, float* losses, float* scratch, int64_t n, int64_t v,     \
-                                           int keep, int threads) {                                                    \
-        cross_entropy<T>(logits, targets, losses, scratch, n, v, keep, threads);                                                \
+    extern "C" void cross_entropy_##suffix(T* logits, const int64_t* targets, float* losses, float* scratch,           \
+                                           int64_t n, int64_t v, int keep, int threads) {                              \
+        cross_entropy<T>(logits, targets, losses, scratch, n, v, keep, threads);                                       \
     }                                                                                                                  \
     extern "C" void embed_forward_##suffix(const float* table, const int64_t* ids, T* y, int64_t n, int64_t d,         \
                                            int threads) {                                                              \

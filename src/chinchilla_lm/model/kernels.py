@@ -12,7 +12,6 @@ Axes: n rows, b batch rows, t positions, d d_model, h query heads, k key/value h
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any
 
 import torch
@@ -29,10 +28,10 @@ _KINDS: dict[str, Any] = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes
 _SIGNATURES = {  # of kernels.cpp: p pointer, l int64, f float, i int; the last argument is always `threads`
     "norm_forward": "ppppppllfi",
     "norm_backward": "ppppppplli",
-    "heads_forward": "ppppppppplllllffi",
-    "heads_backward": "pppppppppppplllllfi",
-    "softmax_forward": "pplllli",
-    "softmax_backward": "pplllli",
+    "heads_forward": "ppppppppplllllfi",
+    "heads_backward": "ppppppppppppllllli",
+    "softmax_forward": "ppllfi",
+    "softmax_backward": "ppllfi",
     "swiglu_forward": "pplli",
     "swiglu_backward": "ppplli",
     "cross_entropy": "ppppllii",
@@ -73,29 +72,36 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-def rotary_attention(
+def rotary_heads(
     qkv_bte: Tensor,
     norm_weights: tuple[Tensor, Tensor] | None,
-    cos_te: Tensor,
-    sin_te: Tensor,
+    tables: tuple[Tensor, Tensor],
     heads: tuple[int, int],
     epsilon: float,
-) -> Tensor:
-    """Causal attention, from the fused projection to the input of the output projection.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cuts the fused projection into heads, norms (QK-norm) and turns (rotary positions) queries and keys.
 
     Args:
         qkv_bte: (b, t, (h + 2k) e): query heads, key heads, value heads.
         norm_weights: of QK-norm, for queries and keys, (e) each, float32; None without QK-norm.
-        cos_te: rotary table of positions 0 ... t-1, (t, e/2), float32.
-        sin_te: like cos_te.
-        heads: (h, k), h a multiple of k.
+        tables: cos and sin of the t positions, (t, e/2) each, float32.
+        heads: (h, k).
         epsilon: of QK-norm.
 
     Returns:
-        (b, t, h e).
+        q (b, h, t, e), k (b, k, t, e), v (b, k, t, e).
     """
     q_weight, k_weight = norm_weights or (None, None)
-    return _Attention.apply(qkv_bte, q_weight, k_weight, (cos_te, sin_te), heads, epsilon)
+    return _RotaryHeads.apply(qkv_bte, q_weight, k_weight, tables, heads, epsilon)
+
+
+def causal_attention(q_bhte: Tensor, k_bkte: Tensor, v_bkte: Tensor) -> Tensor:
+    """Softmax(q k^T / sqrt(e)) v over the keys up to each query, as `attention.attend`; h a multiple of k.
+
+    Returns:
+        (b, t, h e), the input of the output projection.
+    """
+    return _CausalAttention.apply(q_bhte, k_bkte, v_bkte)
 
 
 def token_losses(x_nd: Tensor, head_vd: Tensor, targets_n: Tensor) -> Tensor:
@@ -191,9 +197,9 @@ class _SwiGLU(torch.autograd.Function):
         return d_gate_up
 
 
-class _Attention(torch.autograd.Function):
+class _RotaryHeads(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - ctx is not an argument
         ctx: Any,
         qkv: Tensor,
         q_weight: Tensor | None,
@@ -201,42 +207,54 @@ class _Attention(torch.autograd.Function):
         tables: tuple[Tensor, Tensor],
         heads: tuple[int, int],
         epsilon: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         (b, t, _), (h, k) = qkv.shape, heads
         e = qkv.shape[-1] // (h + 2 * k)
         qkv = qkv.contiguous()
-        q, keys, values = qkv.new_empty(b * k, h // k * t, e), qkv.new_empty(b * k, t, e), qkv.new_empty(b * k, t, e)
+        q, keys, values = qkv.new_empty(b, h, t, e), qkv.new_empty(b, k, t, e), qkv.new_empty(b, k, t, e)
         inverse = torch.empty(b * t, h + k)
-        cos, sin = tables
-        fixed = (q_weight, k_weight, cos, sin)
-        _run(
-            "heads_forward", qkv.dtype, qkv, *fixed, q, keys, values, inverse, b, t, h, k, e, epsilon, 1 / math.sqrt(e)
-        )
-        weights = torch.bmm(q, keys.transpose(1, 2))
-        _run("softmax_forward", qkv.dtype, weights, _scratch(t), b * h * t, t, 0, t)
-        out = torch.bmm(weights, values).view(b, h, t, e).transpose(1, 2).reshape(b, t, h * e)
-        ctx.save_for_backward(qkv, q_weight, k_weight, cos, sin, q, keys, values, weights, inverse)
+        inputs = (qkv, q_weight, k_weight, *tables)
+        _run("heads_forward", qkv.dtype, *inputs, q, keys, values, inverse, b, t, h, k, e, epsilon)
+        ctx.save_for_backward(*inputs, inverse)
         ctx.sizes = (b, t, h, k, e)
-        return out
+        return q, keys, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        qkv, q_weight, *_ = ctx.saved_tensors
+        d_qkv, d_weights = torch.empty_like(qkv), torch.zeros(2, torch.get_num_threads(), ctx.sizes[-1])
+        dense = [gradient.contiguous() for gradient in gradients]
+        _run("heads_backward", qkv.dtype, *dense, *ctx.saved_tensors, d_qkv, d_weights[0], d_weights[1], *ctx.sizes)
+        d_q_weight, d_k_weight = (None, None) if q_weight is None else d_weights.sum(1)
+        return d_qkv, d_q_weight, d_k_weight, None, None, None
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Rows of a key head's matrices are u = (g t): the g = h/k query heads that share it, one after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, q_bhte: Tensor, k_bkte: Tensor, v_bkte: Tensor) -> Tensor:
+        (b, h, t, e), k = q_bhte.shape, k_bkte.shape[1]
+        q = q_bhte.reshape(b * k, h // k * t, e)
+        keys, values = k_bkte.reshape(b * k, t, e), v_bkte.reshape(b * k, t, e)
+        weights = torch.bmm(q, keys.transpose(1, 2))
+        _run("softmax_forward", q.dtype, weights, _scratch(t), b * h * t, t, e**-0.5)
+        ctx.save_for_backward(q, keys, values, weights)
+        ctx.sizes = (b, h, k, t, e)
+        return torch.bmm(weights, values).view(b, h, t, e).transpose(1, 2).reshape(b, t, h * e)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        qkv, q_weight, k_weight, cos, sin, q, keys, values, weights, inverse = ctx.saved_tensors
-        b, t, h, k, e = ctx.sizes
-        d_out = d_out.view(b, t, h, e).transpose(1, 2).reshape(q.shape)
+        q, keys, values, weights = ctx.saved_tensors
+        b, h, k, t, e = ctx.sizes
+        d_out = d_out.reshape(b, t, h, e).transpose(1, 2).reshape(q.shape)
         d_values = torch.bmm(weights.transpose(1, 2), d_out)
         d_scores = torch.bmm(d_out, values.transpose(1, 2))
-        _run("softmax_backward", qkv.dtype, weights, d_scores, b * h * t, t, 0, t)
-        d_q = torch.bmm(d_scores, keys)
-        d_keys = torch.bmm(d_scores.transpose(1, 2), q)
-        d_qkv, d_weights = torch.empty_like(qkv), torch.zeros(2, torch.get_num_threads(), e)
-        gradients = (d_q, d_keys, d_values)
-        tables = (q_weight, k_weight, cos, sin, inverse)
-        sizes = (b, t, h, k, e, 1 / math.sqrt(e))
-        _run("heads_backward", qkv.dtype, *gradients, qkv, *tables, d_qkv, d_weights[0], d_weights[1], *sizes)
-        d_q_weight, d_k_weight = (None, None) if q_weight is None else d_weights.sum(1)
-        return d_qkv, d_q_weight, d_k_weight, None, None, None
+        _run("softmax_backward", q.dtype, weights, d_scores, b * h * t, t, e**-0.5)
+        d_q, d_keys = torch.bmm(d_scores, keys), torch.bmm(d_scores.transpose(1, 2), q)
+        return d_q.view(b, h, t, e), d_keys.view(b, k, t, e), d_values.view(b, k, t, e)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -24,6 +24,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.shapes import ModelShape
@@ -44,6 +45,9 @@ EMBEDDING_STD = 0.5
 TIED_EMBEDDING_STD = 0.02
 """The same if the head is tied (GPT-2's; Radford et al. 2019). At the start every block is the identity and a token
 predicts itself with logit std * d_model: 0.5 would start the loss tens of nats too high."""
+
+CHUNK_LOGITS = 1 << 26
+"""Largest number of logits that exist at once in training (256 MiB in float32); more are computed part by part."""
 
 
 class Transformer(nn.Module):
@@ -97,10 +101,20 @@ class Transformer(nn.Module):
             ids_bt: token ids, int64.
             targets_bt: the token that follows each, int64.
         """
+        x_nd, head_vd = self.hidden(ids_bt).flatten(0, 1), self.head_weight.to(self.compute_dtype)
+        targets_n = targets_bt.flatten()
         if self.has_kernels:
-            x_nd, head_vd = self.hidden(ids_bt).flatten(0, 1), self.head_weight.to(self.compute_dtype)
-            return kernels.token_losses(x_nd, head_vd, targets_bt.flatten()).view_as(targets_bt)
-        return F.cross_entropy(self(ids_bt).flatten(0, 1), targets_bt.flatten(), reduction="none").view_as(targets_bt)
+            return kernels.token_losses(x_nd, head_vd, targets_n).view_as(targets_bt)
+        size = max(1, CHUNK_LOGITS // self.shape.vocab)
+        if len(targets_n) <= size:
+            return _losses(x_nd, head_vd, targets_n).view_as(targets_bt)
+        parts = [  # the backward pass computes the logits of a part again, so that only one part's are held
+            checkpoint(
+                _losses, x_nd[start : start + size], head_vd, targets_n[start : start + size], use_reentrant=False
+            )
+            for start in range(0, len(targets_n), size)
+        ]
+        return torch.cat(parts).view_as(targets_bt)
 
     @property
     def head_weight(self) -> Tensor:
@@ -136,6 +150,10 @@ class Transformer(nn.Module):
             bias_ts = bias_ts[:, None]
             cos, sin = (None, None) if cos is None or sin is None else (cos[:, None], sin[:, None])
         return positions_bt, Positions(bias_ts.to(self.compute_dtype), cos, sin, distance_sd, is_plain)
+
+
+def _losses(x_nd: Tensor, head_vd: Tensor, targets_n: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(x_nd, head_vd).float(), targets_n, reduction="none")
 
 
 class Block(nn.Module):
