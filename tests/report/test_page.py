@@ -339,3 +339,40 @@ def test_perplexity_is_the_exponential_of_the_loss(make_run: Any) -> None:
     page = report(folder)
     values = {attributes["value"] for tag, attributes in page.tags if tag == "data"}
     assert repr(math.exp(read_json(folder / "eval.json")["loss"])) in values
+
+
+def test_long_lists_of_texts_stay_one_sentence(make_run: Any) -> None:
+    folder = make_run(curve_points=3)
+    names = ["/data/a b.txt", "/data/books/", "c.txt", "d.txt", "e.txt"]
+    write_text(folder / "config.toml", f'corpus = {json.dumps(names)}\nbudget = "$50"\n')
+    words = report(folder).text
+    assert "the best model that $50 can buy on a b.txt, books and 3 more." in words
+    assert "chinchilla run --corpus '/data/a b.txt' --corpus /data/books/ --corpus c.txt" in words
+    assert "--budget '$50' --out shakespeare-5m" in words
+
+
+def test_back_tests_of_single_runs_are_in_the_table_and_not_in_the_figure(make_run: Any) -> None:
+    folder = make_run(curve_points=3)
+    page = report(folder)
+    drawn = next(s for s in page.json("chart-values")["compute"]["series"] if s["name"] == "back-test: predicted")
+    kinds = [test["kind"] for test in read_json(folder / "forecast.json")["backtests"]]
+    assert kinds == ["run", "optimum", "optimum"]
+    assert len(drawn["points"]) == 2
+    assert page.text.count("a rung's best") == 2
+    assert page.text.count("one run") >= 1
+
+
+def test_repeated_text_lifts_the_curve_of_the_final_run(make_run: Any) -> None:
+    folder = make_run(curve_points=3)
+
+    def loss_at_the_end() -> float:
+        series = report(folder).json("chart-values")["isoflop"]["series"]
+        return min(y for _, y in next(s for s in series if s["name"] == "law at the final run")["points"])
+
+    fresh = loss_at_the_end()
+    trials = read_run(folder).trials
+    (folder / "sweep" / "records.jsonl").unlink()
+    for trial in trials:
+        fields = {key: value for key, value in trial.items() if key != "schema"}
+        append_record(folder / "sweep" / "records.jsonl", "trial/1", {**fields, "unique_tokens": 500_000})
+    assert loss_at_the_end() > fresh + 0.01

@@ -43,7 +43,7 @@ def model_card(run_dir: Path | str) -> str:
     return _template().render(
         run=run,
         headline=words.headline(run),
-        corpus=words.corpus_of(run),
+        corpus=words.corpus_words(run),
         metrics=_metrics(run),
         shape=shape if isinstance(shape, Mapping) else {},
         interval=interval_label(run.forecast or {}),

@@ -217,8 +217,8 @@ def _log_ticks(axis: Axis, at_most: int) -> list[float]:
         values = [m * 10.0**power for power in range(first, last + 1) for m in multiples]
         inside = [value for value in values if axis.low <= value <= axis.high]
         if len(inside) <= at_most:
-            # Under two round multiples the axis is short enough to read like a linear one.
-            return inside if len(inside) >= 2 else _linear_ticks(axis.low, axis.high, at_most)
+            # With so few round multiples the axis is short enough to be read like a linear one.
+            return inside if len(inside) >= min(4, at_most) else _linear_ticks(axis.low, axis.high, at_most)
     stride = math.ceil((last - first + 1) / at_most)
     return [10.0**power for power in range(first, last + 1, stride) if axis.low <= 10.0**power <= axis.high]
 

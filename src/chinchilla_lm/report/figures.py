@@ -192,12 +192,12 @@ def _outcome_layers(run: Run, *, on: str) -> list[Layer]:
     text = f"forecast {loss:.4f} ({low:.4f} to {high:.4f})"
     predicted = Point(x=x, y=loss, text=text, low=low, high=high)
     label = f"forecast, {interval_label(forecast)}"
-    # The dash is wider than the star, so that both can be seen where the forecast was right.
-    layers: list[Layer] = [Marks(label=label, colour="predicted", marker="dash", size=8.0, points=(predicted,))]
+    # The dash is wider than the star, so that both are seen where the forecast was right.
+    layers: list[Layer] = [Marks(label=label, colour="predicted", marker="dash", size=8.5, points=(predicted,))]
     if run.evaluation is not None:
         actual = float(run.evaluation["loss"])
         point = Point(x=x, y=actual, text=f"reached {actual:.4f}")
-        layers.insert(0, Marks(label="reached", colour="actual", marker="star", size=6.5, points=(point,)))
+        layers.append(Marks(label="reached", colour="actual", marker="star", size=5.5, points=(point,)))
     return layers
 
 

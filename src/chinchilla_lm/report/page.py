@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import platform
+import shlex
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -94,7 +95,7 @@ def render_page(run: Run) -> str:
         headline=words.headline(run),
         notes=words.record_notes(run),
         budget=words.budget_of(run),
-        corpus=words.corpus_of(run),
+        command=_command(run),
         asked=words.flatten(run.config),
         tiles=_tiles(run),
         figures={name: _figure(chart) for name, chart in charts.items()},
@@ -285,6 +286,15 @@ def _stage_rows(run: Run) -> list[dict[str, Any]]:
             total[key] += float(stage[key]) if is_number(stage.get(key)) else 0.0
     longest = max((total["seconds"] for total in totals.values()), default=0.0) or 1.0
     return [{"name": name, **total, "bar": 100 * total["seconds"] / longest} for name, total in totals.items()]
+
+
+def _command(run: Run) -> str:
+    """The command that repeats the request; empty where it is not recorded."""
+    budget, corpus = words.budget_of(run), words.corpus_of(run)
+    if budget is None or not corpus:
+        return ""
+    options = [part for text in corpus for part in ("--corpus", shlex.quote(text))]
+    return " ".join(["chinchilla run", *options, "--budget", shlex.quote(budget.text), "--out", shlex.quote(run.name)])
 
 
 def _hashes(run: Run) -> list[tuple[str, str]]:

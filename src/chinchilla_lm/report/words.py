@@ -18,6 +18,7 @@ from chinchilla_lm.report.rundir import Record, Run, is_number
 Verdict = Literal["inside", "outside", "waiting"]
 
 _UNIT_SECONDS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+_LONGEST_NAME, _MOST_NAMES = 48, 3  # of texts in the headline: what still reads as one sentence on a phone
 _SAME = 1e-6
 """Relative difference up to which two records of one number agree; they pass through JSON, which keeps all digits."""
 
@@ -60,12 +61,21 @@ def error_percent(run: Run) -> float | None:
     return 100.0 * (float(run.forecast["loss"]) / float(run.evaluation["loss"]) - 1.0)
 
 
-def corpus_of(run: Run) -> str:
-    """The text that was given, as written in config.toml; empty when it is not recorded."""
+def corpus_of(run: Run) -> tuple[str, ...]:
+    """The texts that were given, as written in config.toml; empty when they are not recorded."""
     corpus = _find(run.config, "corpus")
     if isinstance(corpus, Sequence) and not isinstance(corpus, str):
-        return ", ".join(str(each) for each in corpus)
-    return str(corpus) if corpus is not None else ""
+        return tuple(str(each) for each in corpus)
+    return (str(corpus),) if corpus is not None else ()
+
+
+def corpus_words(run: Run) -> str:
+    """The texts by their last names, short enough for a sentence; empty when they are not recorded."""
+    names = [each.rstrip("/").rpartition("/")[2] for each in corpus_of(run)]
+    names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names]
+    if len(names) > _MOST_NAMES:
+        names[_MOST_NAMES - 1 :] = [f"{len(names) - _MOST_NAMES + 1} more"]
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part) if names else ""
 
 
 def budget_of(run: Run) -> Budget | None:
@@ -166,7 +176,7 @@ def plain(value: Any) -> str:
 
 
 def _asked_sentence(run: Run) -> str:
-    budget, corpus = budget_of(run), corpus_of(run)
+    budget, corpus = budget_of(run), corpus_words(run)
     if not corpus and budget is None:
         return "What was asked for is not recorded (no config.toml)."
     amount = f"{budget_words(budget)} can buy" if budget is not None else "the budget can buy"

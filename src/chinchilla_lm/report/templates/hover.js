@@ -3,7 +3,7 @@
 (() => {
   const charts = JSON.parse(document.getElementById("chart-values").textContent);
   const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
-  const written = (value) => Math.abs(value) >= 1e12 ? value.toExponential(2).replace("+", "") : compact.format(value);
+  const written = (value) => Math.abs(value) >= 1e12 ? value.toExponential(2).replace("+", "") : compact.format(value).replace("K", "k");
   const fraction = (value, low, high, isLog) =>
     isLog ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
 
@@ -26,9 +26,9 @@
       const box = drawing.getBoundingClientRect();
       const scale = drawing.viewBox.baseVal.width / box.width;
       const across = (event.clientX - box.left) * scale, down = (event.clientY - box.top) * scale;
-      let nearest = null, distance = 60;
+      let nearest = null, distance = 60;  // pixels; marks get 12 ahead of the lines that run through them
       for (const place of places) {
-        const away = Math.hypot(place.across - across, place.down - down);
+        const away = Math.hypot(place.across - across, place.down - down) - (place.text ? 12 : 0);
         if (away < distance) { nearest = place; distance = away; }
       }
       if (!nearest) return hide();
@@ -36,7 +36,7 @@
       ring.setAttribute("cy", nearest.down);
       drawing.append(ring);
       readout.hidden = false;
-      readout.textContent = nearest.text || `${nearest.name}: ${nearest.y.toFixed(4)} at ${written(nearest.x)} ${chart.x}`;
+      readout.textContent = nearest.text || `${nearest.name}: ${nearest.y.toFixed(4)} at ${chart.x}: ${written(nearest.x)}`;
     };
     const hide = () => { ring.remove(); readout.textContent = ""; };
     drawing.addEventListener("pointermove", show);
