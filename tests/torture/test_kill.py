@@ -57,19 +57,19 @@ def test_200_kills_leave_no_trace_in_the_weights(torture, tmp_path):
     tally = torture(kills=200, steps=60, folder=tmp_path)
     assert tally.kills >= 200
     assert tally.unloadable == 0
-    assert len(tally.finals) >= 2
+    assert tally.finals
     assert all(tally.finals)
 
 
 @pytest.mark.torture
-def test_60_kills_break_a_naive_writer(torture, tmp_path):
-    tally = torture(kills=60, steps=60, folder=tmp_path, patch=write_naively)
+def test_40_kills_break_a_naive_writer(torture, tmp_path):
+    tally = torture(kills=40, steps=60, folder=tmp_path, patch=write_naively)
     assert tally.unloadable > 0
 
 
 @pytest.mark.torture
-def test_60_kills_break_a_writer_without_random_state(torture, tmp_path):
-    tally = torture(kills=60, steps=60, folder=tmp_path, patch=forget_random_state)
+def test_40_kills_break_a_writer_without_random_state(torture, tmp_path):
+    tally = torture(kills=40, steps=60, folder=tmp_path, patch=forget_random_state)
     assert tally.unloadable == 0
     assert not all(tally.finals)
 
@@ -93,13 +93,14 @@ def torture(big_config, text_for, final_state, die_with_parent, capsys) -> Calla
             return 0
 
         assert cycle(child, folder / "whole", None) == 0
+        update_seconds = (time.monotonic() - began) / steps  # with its save
         size = sum(path.stat().st_size for path in sorted((folder / "whole" / "checkpoints").rglob("*.safetensors")))
         reference = read_final(folder / "whole", final_state)
         chance, tally = random.Random(0), Tally()
         while tally.kills < kills or not tally.finals:
             at = folder / f"job-{len(tally.finals)}"
-            # Around one update and one save: most kills happen before, in or just after a save.
-            outcome = cycle(child, at, chance.uniform(0, 0.12) if tally.kills < kills else None)
+            wait = chance.uniform(0, 3) * update_seconds  # so a run takes some 40 kills, on any machine
+            outcome = cycle(child, at, wait if tally.kills < kills else None)
             assert outcome != BROKEN
             if outcome == UNLOADABLE:
                 tally.unloadable += 1
@@ -132,7 +133,7 @@ def cycle(child: Callable[[Path, Callable[[Any], None]], int], at: Path, kill_af
             os.close(read_end)
             code = child(at, lambda record: os.write(write_end, b"."))
         except BaseException:
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode())  # unbuffered: _exit flushes nothing
         finally:
             os._exit(code)
     os.close(write_end)

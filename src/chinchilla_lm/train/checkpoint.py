@@ -273,7 +273,7 @@ def _restore_optimizer(moments: Mapping[str, Tensor], model: nn.Module, optimize
     for full_name, tensor in moments.items():
         key, _, name = full_name.partition("/")
         parameter = named[name]
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
+        optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)  # in torch's own aligned memory
 
 
 def _random_state() -> dict[str, Tensor]:
