@@ -16,13 +16,13 @@ import numpy as np
 
 from chinchilla_lm.laws.forms import AdditiveLaw, Floats
 
-# The box of theta. Outside it a term is nothing (below 1e-6 of a loss) or the exponent means nothing: published
+# The box of theta. Outside it a term is nothing (below 1e-4 of a loss) or the exponent means nothing: published
 # exponents lie in [.05, .6] (LAWS table: Kaplan .076, Besiroglu .37). A fit that ends on the box says so (`at_bound`).
 EXPONENT_RANGE = (0.005, 3.0)
-TERM_FLOOR = 1e-6
+TERM_FLOOR = 1e-4
 _MAX_STEPS = 300
 # Resamples start beside their end and are only counted: 1e-6 of the scale of the gradient moves an exponent by 1e-5.
-_RESAMPLE_STEPS, _RESAMPLE_TOLERANCE = 40, 1e-6
+_RESAMPLE_STEPS, _RESAMPLE_TOLERANCE = 100, 1e-6
 _CHUNK = 256  # resamples solved at once: 256 x 240 runs x 5 doubles is 2.5 MB
 
 
@@ -76,7 +76,7 @@ class Solution:
     hessian_k55: Floats
 
 
-def screen(problem: Problem, keep: int = 8) -> Floats:
+def screen(problem: Problem, keep: int = 5) -> Floats:
     """Find good starts: for each (alpha, beta) of a grid the best (E, A, B) solves a linear problem.
 
     Args:
