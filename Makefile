@@ -11,7 +11,7 @@ run: $(STAMP)
 	$(BIN)/chinchilla run --budget 5m
 
 test: $(STAMP)
-	$(THREADS) $(BIN)/python -m pytest
+	$(THREADS) $(BIN)/python -m pytest --durations=10
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
