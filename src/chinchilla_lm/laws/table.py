@@ -105,8 +105,13 @@ def _place(column: str, header: list[str], own_name: str | None, path: Path) -> 
     hint = f"did you mean {header[lower.index(near[0])]!r}? " if near else ""
     raise DataError(
         f"{path} has no column {names[0]!r} for {column}; {hint}rename it, or name it with --{column}-column "
-        f"(it has {', '.join(header)})"
+        f"(it has {_one_line(', '.join(header))})"
     )
+
+
+def _one_line(text: str, most: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[:most] + " ..."
 
 
 def _number(row: list[str], place: int | None, column: str, where: str) -> float:
