@@ -1,8 +1,8 @@
 """Replay the forecast on published sweeps: fit below a cut, predict about 3 and about 10 times above, compare.
 
-Run: python bench/backtest.py [--json]. The sweeps lie in the folder laws/ of the shared data (CHINCHILLA_SHARED_DATA, or
-../shared/data beside the checkout); its README names their sources. The cases of one sweep share runs, so they are not
-independent: read the table as "how often was it right on what we could find", not as a proof of calibration.
+Run: python bench/backtest.py [--json]. The sweeps lie in the folder laws/ of the shared data (CHINCHILLA_SHARED_DATA,
+or ../shared/data beside the checkout); its README names their sources. The cases of one sweep share runs, so they are
+not independent: read the table as "how often was it right on what we could find", not as a proof of calibration.
 
 Truth of a case is the optimum of the hidden rung, as `laws.bracket` reads it from all of the sweep's rungs.
 """
@@ -166,7 +166,8 @@ def table_row(name: str, label: str, group: Sequence[Case]) -> str:
     return (
         f"{name:14}{label:>6}{len(group):7d} |{inside:4d} {100 * inside / len(group):2.0f}%"
         f"{error('point', absolute=True):8.2f}%{half:11.2f}% |"
-        f"{inside_bootstrap:4d} {100 * inside_bootstrap / len(group):2.0f}%{error('bootstrap_point', absolute=True):8.2f}%"
+        f"{inside_bootstrap:4d} {100 * inside_bootstrap / len(group):2.0f}%"
+        f"{error('bootstrap_point', absolute=True):8.2f}%"
         f"   {error('additive', absolute=False):+7.2f}% {error('line', absolute=False):+6.2f}%"
     )
 
