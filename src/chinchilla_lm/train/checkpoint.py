@@ -216,7 +216,7 @@ def _corrupt(path: Path, name: str, reason: str) -> CheckpointError:
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, a shared one once."""
     persistent = model.state_dict(keep_vars=True)
-    named = dict(model.named_parameters())
+    named: dict[str, Tensor] = dict(model.named_parameters())
     named.update((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
     return named
 

@@ -177,7 +177,7 @@ def _normalise_gradients(
     loss, grad_norm = (torch.stack((loss_sum, norm_of_sum.float())) / target_count).tolist()
     if math.isfinite(loss) and math.isfinite(grad_norm):
         shrink = min(1.0, clip_norm / grad_norm) if grad_norm > 0 else 1.0
-        torch._foreach_mul_(gradients, shrink / target_count)
+        torch._foreach_mul_(gradients, shrink / target_count)  # pyright: ignore[reportPrivateImportUsage]
     return loss, grad_norm
 
 
