@@ -1,6 +1,7 @@
 """Commands on scaling laws: `plan` (budget -> model) and `fit` (runs -> law).
 
 With --json, exactly one JSON document goes to stdout; what is meant for people goes to stderr.
+Imports of the laws stand inside the functions, so that `chinchilla --help` need not wait for numpy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json as json_format
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -19,14 +20,10 @@ from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.core.files import read_json
 from chinchilla_lm.core.units import format_count, format_flops, parse_budget, parse_count
 from chinchilla_lm.laws.count import ParamsConvention
-from chinchilla_lm.laws.devices import add_cost, budget_in_flops, find_device
-from chinchilla_lm.laws.fit import fit_additive
-from chinchilla_lm.laws.forms import AdditiveLaw
-from chinchilla_lm.laws.isoflop import fit_isoflop
-from chinchilla_lm.laws.plan import Plan, add_shape, plan_budget
-from chinchilla_lm.laws.published import PublishedLaw, published_law
-from chinchilla_lm.laws.rolling import forecast_optimum, predict_largest
-from chinchilla_lm.laws.table import read_runs
+
+if TYPE_CHECKING:
+    from chinchilla_lm.laws.plan import Plan
+    from chinchilla_lm.laws.published import PublishedLaw
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -63,6 +60,9 @@ def plan(  # noqa: PLR0913 - a command has as many arguments as options
         vocab: Words of the tokenizer; by default what suits the budget.
         json: Print one JSON document.
     """
+    from chinchilla_lm.laws.devices import add_cost, budget_in_flops, find_device
+    from chinchilla_lm.laws.plan import add_shape, plan_budget
+
     named = _find_law(law)
     device = None if hardware is None else find_device(hardware, mfu)
     made = plan_budget(
@@ -119,6 +119,11 @@ def fit(  # noqa: PLR0913 - a command has as many arguments as options
         seed: Of the resampling.
         json: Print one JSON document.
     """
+    from chinchilla_lm.laws.fit import fit_additive
+    from chinchilla_lm.laws.isoflop import fit_isoflop
+    from chinchilla_lm.laws.rolling import forecast_optimum, predict_largest
+    from chinchilla_lm.laws.table import read_runs
+
     own_names = {"params": params_column, "tokens": tokens_column, "flops": flops_column, "loss": loss_column}
     table = read_runs(runs, {column: name for column, name in own_names.items() if name is not None})
     record: dict[str, Any] = {"method": method, "form": form}
@@ -149,6 +154,9 @@ def fit(  # noqa: PLR0913 - a command has as many arguments as options
 
 def _find_law(text: str) -> PublishedLaw:
     """Return a published law, or the law of a law.json or a run directory under the file's name."""
+    from chinchilla_lm.laws.forms import AdditiveLaw
+    from chinchilla_lm.laws.published import PublishedLaw, published_law
+
     path = Path(text)
     path = path / "law.json" if path.is_dir() else path
     if path.suffix != ".json":
