@@ -149,7 +149,8 @@ def _trial_point(trial: Record, run: Run) -> Point:
 
 
 def _best_point(trials: Sequence[Record]) -> Point:
-    best = min(trials, key=lambda trial: trial["loss"])
+    ladder = [trial for trial in trials if trial.get("purpose", "ladder") == "ladder"]
+    best = min(ladder or trials, key=lambda trial: trial["loss"])
     return Point(x=float(best["flops"]), y=float(best["loss"]), text=f"best trial: loss {best['loss']:.4f}")
 
 

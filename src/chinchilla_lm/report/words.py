@@ -18,6 +18,7 @@ from chinchilla_lm.report.rundir import Record, Run, is_number
 Verdict = Literal["inside", "outside", "waiting"]
 
 _UNIT_SECONDS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+_KNOWN_TEXTS = {"stdlib": "the source of Python's standard library"}
 _LONGEST_NAME, _MOST_NAMES = 48, 3  # of texts in the headline: what still reads as one sentence on a phone
 _SAME = 1e-6
 """Relative difference up to which two records of one number agree; they pass through JSON, which keeps all digits."""
@@ -71,7 +72,7 @@ def corpus_of(run: Run) -> tuple[str, ...]:
 
 def corpus_words(run: Run) -> str:
     """The texts by their last names, short enough for a sentence; empty when they are not recorded."""
-    names = [each.rstrip("/").rpartition("/")[2] for each in corpus_of(run)]
+    names = [_KNOWN_TEXTS.get(each, each.rstrip("/").rpartition("/")[2]) for each in corpus_of(run)]
     names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names]
     if len(names) > _MOST_NAMES:
         names[_MOST_NAMES - 1 :] = [f"{len(names) - _MOST_NAMES + 1} more"]
@@ -169,9 +170,11 @@ def flatten(table: Record, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def plain(value: Any) -> str:
-    """A configuration's value for people: lists without brackets, yes and no."""
+    """A configuration's value for people: lists without brackets, yes and no, six digits."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}".replace("e+", "e").replace("e0", "e")
     return ", ".join(plain(each) for each in value) if isinstance(value, list | tuple) else str(value)
 
 
