@@ -19,14 +19,14 @@ from chinchilla_lm.laws.bracket import Run, Target
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
 from chinchilla_lm.laws.forecast import Forecast, forecast
 from chinchilla_lm.laws.forms import AdditiveLaw
+from chinchilla_lm.laws.plan import effective_tokens
 from chinchilla_lm.laws.shapes import path
-from chinchilla_lm.study.ladder import MOST_EPOCHS
+from chinchilla_lm.study.ladder import MOST_EPOCHS, TRUSTED_RUNG_FLOPS
 
-# Muennighoff et al. 2023 (arXiv 2305.16264), fit of section 3: how fast repeated tokens lose their worth.
-_REPETITION_DECAY = 15.387756
 # A law of small runs may wander; sizes further than this from sqrt-scaling of the top rung's optimum are not tried.
 _MOST_DRIFT = 2.0
 FLAT_BAND_PENALTY = 0.005
+_DOUBTFUL_HALF_WIDTH = 0.04  # laws of runs below the floor missed by +4.8 % at 10x (dev/LOG.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +56,6 @@ class Candidate:
             "seconds": self.seconds,
             "loss": self.loss,
         }
-
-
-def effective_tokens(tokens: float, unique_tokens: float) -> float:
-    """Discount repeated tokens: D' = U + U R* (1 - exp(-(D/U - 1) / R*)).
-
-    Args:
-        tokens: trained on, D.
-        unique_tokens: in the text, U.
-
-    Returns:
-        D' <= D; D itself within one pass.
-
-    Source: Muennighoff et al. 2023, eq. 5, R* = 15.4.
-    """
-    if tokens <= unique_tokens:
-        return tokens
-    repetitions = tokens / unique_tokens - 1
-    return unique_tokens * (1 + _REPETITION_DECAY * (1 - math.exp(-repetitions / _REPETITION_DECAY)))
 
 
 def rank_candidates(
@@ -135,12 +117,13 @@ def forecast_run(runs: Sequence[Run], shape: ModelShape, tokens: float, unique_t
         unique_tokens: in the text.
 
     Returns:
-        The forecast; its target has the discounted tokens and the real FLOPs.
+        The forecast.
     """
     target = Target(
         params=float(count_parameters(shape).matmul),
-        tokens=effective_tokens(tokens, unique_tokens),
+        tokens=tokens,
         flops=tokens * training_flops_per_token(shape),
+        effective_tokens=float(effective_tokens(tokens, unique_tokens)),
     )
     return forecast(runs, target)
 
@@ -165,14 +148,23 @@ def forecast_record(
     count = count_parameters(shape)
     to_bits = tokens_per_byte / math.log(2)
     epochs = tokens / unique_tokens
-    reasons = list(made.reasons)
+    doubts: list[str] = []
+    if sum(rung.flops >= 0.9 * TRUSTED_RUNG_FLOPS for rung in made.rungs) < 2:
+        doubts.append(
+            f"fewer than two rungs reach {TRUSTED_RUNG_FLOPS:.0e} FLOPs, where runs begin to follow a law; "
+            "give a larger budget"
+        )
     if epochs > MOST_EPOCHS:
-        reasons.append(
+        doubts.append(
             f"the text is seen {epochs:.1f} times, and past {MOST_EPOCHS:.0f} passes more compute buys little: "
             "give more text, or a smaller budget"
         )
+    floor = _DOUBTFUL_HALF_WIDTH if doubts else 0.0
+    low, high = min(made.low, made.loss * (1 - floor)), max(made.high, made.loss * (1 + floor))
     return {
         **made.to_dict(),
+        "low": low,
+        "high": high,
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "params_matmul": count.matmul,
         "params_total": count.total,
@@ -180,13 +172,13 @@ def forecast_record(
         "unique_tokens": unique_tokens,
         "epochs": epochs,
         "shape": shape.to_dict(),
-        "established": made.established and epochs <= MOST_EPOCHS,
-        "reasons": reasons,
+        "established": made.established and not doubts,
+        "reasons": [*doubts, *made.reasons],
         "flat_band": flat_band(candidates),
         "candidates": [candidate.to_dict() for candidate in sorted(candidates, key=lambda c: c.params)],
         "bits_per_byte": {
             "predicted": made.loss * to_bits,
-            "low": made.low * to_bits,
-            "high": made.high * to_bits,
+            "low": low * to_bits,
+            "high": high * to_bits,
         },
     }

@@ -25,11 +25,12 @@ RUNG_SPACING = math.sqrt(10)
 TOP_FRACTION = 0.1  # of the final run's compute; nearer rungs cost more than they tell (RECIPE section 5)
 TRUSTED_RUNG_FLOPS = 1e12  # below it the slope still steepens: a rung there serves the probe, not the law
 MOST_RUNGS = 5
-LEAST_TOKENS_PER_PARAM, MOST_TOKENS_PER_PARAM = 2.0, 150.0  # outside this corridor the law's form is extrapolated
+LEAST_TOKENS_PER_PARAM, MOST_TOKENS_PER_PARAM = 1.0, 150.0  # outside this corridor the law's form is extrapolated
 MOST_EPOCHS = 4.0  # repeated data is nearly as good as fresh up to four epochs (Muennighoff et al. 2023)
 SIZE_RATIO = RUNG_SPACING**0.5  # N* grows as C^.5: the optimum of a rung is the next size of the rung below
 _PRIOR_TOKENS_PER_PARAM = 16.0  # of block and head parameters, at 1e12..1e13 FLOPs (dev/LOG.md)
 _SIZES_PER_RUNG = 3
+LEAST_WIDTH = 16  # of a trial; with a head_dim of 32 it still is a Transformer
 _EXTRA_BOTTOM_RUNS = 4  # two sizes more, two learning-rate probes
 
 
@@ -92,15 +93,13 @@ def design_ladder(
         raise BudgetError(_too_small(allowance, 3 * spent, least_rung_flops))
     sizes = math.ceil(_SIZES_PER_RUNG / speeds.n_workers) * speeds.n_workers if speeds.n_workers < 8 else 8
     final_flops = _final_flops(allowance, left * (1 - sweep_share), speeds, shape_near)
-    top = final_flops * TOP_FRACTION
+    lowest_top = least_rung_flops * RUNG_SPACING
+    top = max(final_flops * TOP_FRACTION, lowest_top)
     while (cost := _cost(_rungs(top, least_rung_flops), sizes, allowance, speeds, shape_near)) > sweep_share * left:
-        top *= 0.95
-        if top < least_rung_flops * RUNG_SPACING * 0.999:
-            needed = _cost((least_rung_flops, least_rung_flops * RUNG_SPACING), sizes, allowance, speeds, shape_near)
-            raise BudgetError(_too_small(allowance, spent + needed / sweep_share, least_rung_flops))
+        if top == lowest_top:
+            raise BudgetError(_too_small(allowance, spent + cost / sweep_share, least_rung_flops))
+        top = max(0.95 * top, lowest_top)
     rungs = _rungs(top, least_rung_flops)
-    if len(rungs) < 2:
-        raise BudgetError(_too_small(allowance, allowance.amount * 3, least_rung_flops))
     trusted = sum(flops >= TRUSTED_RUNG_FLOPS for flops in rungs)
     notes = ()
     if trusted < 2:
@@ -133,10 +132,10 @@ def rung_sizes(
         unique_tokens: in the training text; no run sees it more than four times.
 
     Returns:
-        Different shapes, smallest first, each inside 2..150 tokens per parameter; fewer where the corridor is narrow.
+        Different shapes, smallest first, each inside 1..150 tokens per parameter; fewer where the corridor is narrow.
     """
     allowed = []
-    for shape in path(vocab=vocab, context=context, d_max=4096):
+    for shape in path(vocab=vocab, context=context, d_min=LEAST_WIDTH):
         tokens = tokens_for(shape, flops)
         ratio = tokens / count_parameters(shape).matmul
         if LEAST_TOKENS_PER_PARAM <= ratio <= MOST_TOKENS_PER_PARAM and tokens <= MOST_EPOCHS * unique_tokens:

@@ -30,7 +30,7 @@ from chinchilla_lm.report.page import write_report
 from chinchilla_lm.study import finish
 from chinchilla_lm.study.decide import forecast_record, forecast_run, rank_candidates
 from chinchilla_lm.study.directory import RunDirectory, open_run
-from chinchilla_lm.study.ladder import Ladder, design_ladder, prior_params
+from chinchilla_lm.study.ladder import LEAST_WIDTH, Ladder, design_ladder, prior_params
 from chinchilla_lm.study.machine import (
     choose_dtype,
     describe_machine,
@@ -301,7 +301,7 @@ class _Study:
             speeds,
             sweep_share=self.config.sweep_share,
             least_rung_flops=self.config.least_rung_flops,
-            shape_near=lambda params: nearest_shape(params, vocab=vocab, context=context),
+            shape_near=lambda params: nearest_shape(params, vocab=vocab, context=context, d_min=LEAST_WIDTH),
         )
 
     def _affordable(self, speeds: MachineSpeeds) -> Callable[[ModelShape], tuple[float, float | None]]:

@@ -176,7 +176,7 @@ class _Climb:
         if not sizes:
             raise BudgetError(
                 f"no model suits a run of {flops:.2g} FLOPs on {settings.unique_tokens:.2g} tokens of text: it would see fewer "
-                "than 2 tokens per parameter or the text more than 4 times; give a larger budget, or more text"
+                "than 1 token per parameter or the text more than 4 times; give a larger budget, or more text"
             )
         return sizes
 

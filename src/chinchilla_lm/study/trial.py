@@ -123,7 +123,7 @@ def run_trial(
 
     def report(step: Any) -> None:
         if progress is not None:
-            progress(step.step / horizon, step.loss)
+            progress(min(step.step / horizon, 0.999), step.loss)  # done only when it is evaluated
 
     start = None if spec.start is None else Path(spec.start)
     try:

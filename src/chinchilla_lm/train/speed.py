@@ -23,6 +23,7 @@ from chinchilla_lm.train.segment import build_training, plan_loop
 
 _WARMUP_STEPS = 2
 _LEAST_STEPS = 3
+_PATIENCE = 4.0  # times the seconds asked for, after which one measured update must do
 # Sides of the matmuls tried: the limit is the best of what a small and a wide model can ask for.
 _MATMUL_SIZES = (512, 1024, 2048)
 _MATMUL_SECONDS = 0.15
@@ -97,11 +98,13 @@ def measure_steps(config: TrainConfig, seconds: float) -> StepSpeed:
     model, optimizer = build_training(config, placement)
     durations: list[float] = []
     plan = plan_loop(config, start_step=0, start_tokens=0, stop_step=config.schedule.steps)
+    began = time.perf_counter()
     updates = train(model, _RandomBatches(config), next_token_objective, optimizer, plan, placement)
     for record in updates:
         durations.append(record.step_seconds)
         measured = durations[_WARMUP_STEPS:]
-        if len(measured) >= _LEAST_STEPS and sum(measured) >= seconds:
+        has_enough = len(measured) >= _LEAST_STEPS and sum(measured) >= seconds
+        if has_enough or (measured and time.perf_counter() - began > _PATIENCE * seconds):
             break
     updates.close()
     step_seconds = float(np.median(durations[_WARMUP_STEPS:] or durations))
