@@ -5,7 +5,8 @@
 
 Each variant runs in its own process; rounds are interleaved (every variant once, then all again). The figure of a
 variant is the median step of its best round, because other users of a machine only ever slow a round down. All rounds
-are in the JSON. Foreign CPU is what other processes took while the round ran.
+are in the JSON. Tokens per CPU second are steadier where others use the machine too. Foreign cores are what other
+processes took while the round ran. The matmul limit is the best of one measurement a round.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ def main() -> None:
         write_result(options.result, measure_variant(options))
         return
     variants = choose_variants(options)
-    started = run_child(SCRIPT, ["--worker", "limit", "--threads", str(options.threads)], threads=options.threads)
     rounds: dict[str, list[dict]] = {name: [] for name in variants}
+    limits: dict[str, float] = {}
     for round_index in range(options.rounds):
+        started = run_child(SCRIPT, ["--worker", "limit", "--threads", str(options.threads)], threads=options.threads)
+        limits = {dtype: max(rate, limits.get(dtype, 0.0)) for dtype, rate in started["limits"].items()}
         for name in variants:
             record = run_variant(name, options)
             rounds[name].append(record)
@@ -77,17 +80,20 @@ def parse_options() -> argparse.Namespace:
 
 
 def choose_variants(options: argparse.Namespace) -> list[str]:
-    """Names "project dtype [compiled]"."""
+    """Names "project dtype form"; form is "plain", "compiled" (torch.compile) or, ours, "kernels" (our C++ loops)."""
     projects = ["ours", "gpt2-architecture", "hf-gpt2", "hf-llama"]
     projects += [name for name in ("nanogpt", "nanochat") if getattr(options, name)]
     if options.only:
         projects = [name for name in projects if name in options.only.split(",")]
-    modes = ["float32", "bfloat16"] + (["float32 compiled", "bfloat16 compiled"] if options.compile else [])
-    return [f"{project} {mode}" for project in projects for mode in modes]
+    variants = []
+    for project in projects:
+        forms = [*(["kernels"] if project == "ours" else []), "plain", *(["compiled"] if options.compile else [])]
+        variants += [f"{project} {dtype} {form}" for form in forms for dtype in ("float32", "bfloat16")]
+    return variants
 
 
 def run_variant(name: str, options: argparse.Namespace) -> dict:
-    project, dtype, *_ = name.split()
+    project, dtype, _ = name.split()
     arguments = [
         "--worker",
         name,
@@ -101,7 +107,10 @@ def run_variant(name: str, options: argparse.Namespace) -> dict:
     clone = getattr(options, project, None)
     if clone:
         arguments += [f"--{project}", str(Path(clone).resolve())]
-    return run_child(SCRIPT, arguments, threads=options.threads, extra={"NANOCHAT_DTYPE": dtype})
+    extra = {"NANOCHAT_DTYPE": dtype}
+    if project == "ours":
+        extra["THP_MEM_ALLOC_ENABLE"] = "1"  # as our command sets it; no peer does
+    return run_child(SCRIPT, arguments, threads=options.threads, extra=extra)
 
 
 def measure_variant(options: argparse.Namespace) -> dict:
@@ -109,10 +118,10 @@ def measure_variant(options: argparse.Namespace) -> dict:
     from train_steps import STEPS, WORKS
 
     torch.set_num_threads(options.threads)
-    project, dtype, *is_compiled = options.worker.split()
+    project, dtype, form = options.worker.split()
     clone = getattr(options, project, None)
     work = WORKS[options.size]
-    step = STEPS[project](work, Path(clone) if clone else None, dtype=dtype, is_compiled=bool(is_compiled))
+    step = STEPS[project](work, Path(clone) if clone else None, dtype=dtype, form=form)
     started = time.perf_counter()
     losses = [step.run()]
     first_seconds = time.perf_counter() - started
@@ -123,13 +132,12 @@ def measure_variant(options: argparse.Namespace) -> dict:
         started = time.perf_counter()
         losses.append(step.run())
         seconds.append(time.perf_counter() - started)
-    wall = time.perf_counter() - wall
-    foreign = (
-        None if busy is None else max(0.0, (busy_cpu_seconds() or busy) - busy - (time.process_time() - own)) / wall
-    )
+    wall, cpu = time.perf_counter() - wall, time.process_time() - own
+    foreign = None if busy is None else max(0.0, (busy_cpu_seconds() or busy) - busy - cpu) / wall
     return {
         "step_seconds": seconds,
         "tokens_per_s": work.batch_tokens / statistics.median(seconds),
+        "tokens_per_cpu_second": work.batch_tokens * options.steps / cpu,
         "first_step_seconds": first_seconds,
         "matmul_params": step.matmul_params,
         "params": step.params,
@@ -153,6 +161,7 @@ def summarise(rounds: dict[str, list[dict]], size: str, limits: dict[str, float]
         rate = best["tokens_per_s"] * WORKS[size].flops_per_token(best["matmul_params"])
         summary[name] = {
             "tokens_per_s": best["tokens_per_s"],
+            "tokens_per_cpu_second": max(record["tokens_per_cpu_second"] for record in good),
             "of_float32_limit": rate / limits["float32"],
             "of_bfloat16_limit": rate / limits["bfloat16"],
             "rounds_tokens_per_s": [record["tokens_per_s"] for record in good],
@@ -166,7 +175,7 @@ def show(report: dict) -> None:
     rows = []
     for name, record in report["variants"].items():
         if "error" in record:
-            rows.append([name, "failed:", record["error"][:60], "", "", "", "", ""])
+            print(f"{name} failed: {record['error']}", file=sys.stderr)
             continue
         best = record["best_round"]
         rows.append(
@@ -174,6 +183,7 @@ def show(report: dict) -> None:
                 name,
                 f"{record['tokens_per_s']:,.0f}",
                 " ".join(f"{value:,.0f}" for value in record["rounds_tokens_per_s"]),
+                f"{record['tokens_per_cpu_second']:,.0f}",
                 f"{record['of_float32_limit']:.0%}",
                 f"{record['of_bfloat16_limit']:.0%}",
                 f"{best['matmul_params'] / 1e6:.3f} M",
@@ -186,7 +196,7 @@ def show(report: dict) -> None:
         f"Training speed, size {report['size']}, {machine['cpu']}, {machine['threads']} threads, "
         f"torch {machine['torch']}; matmul limit "
         f"{limits['float32'] / 1e9:.0f} GFLOP/s float32, {limits['bfloat16'] / 1e9:.0f} bfloat16",
-        ["variant", "tokens/s", "rounds", "of fp32", "of bf16", "matmul N", "memory", "first step"],
+        ["variant", "tokens/s", "rounds", "per CPU s", "of fp32", "of bf16", "matmul N", "memory", "first step"],
         rows,
     )
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def count_matmul(model: nn.Module, *, vocab: int, is_tied: bool) -> int:
 # --- ours
 
 
-def our_step(work: Work, _clone: Path | None, *, dtype: str, is_compiled: bool) -> Step:
+def our_step(work: Work, _clone: Path | None, *, dtype: str, form: str) -> Step:
     """Our training loop as shipped: config, optimizer groups, schedule, records."""
     from chinchilla_lm.core.shapes import ModelShape
     from chinchilla_lm.laws.count import count_parameters
@@ -130,12 +131,13 @@ def our_step(work: Work, _clone: Path | None, *, dtype: str, is_compiled: bool) 
         head_dim=work.d_model // work.n_heads,
         d_ff=work.gated_d_ff,
     )
+    own_form: Any = "inductor" if form == "compiled" else form
     config = TrainConfig(
         shape=shape,
         batch=BatchConfig(rows=work.rows, micro_batch=work.rows),
         optimizer=OptimizerConfig(lr_matrix=1e-3, lr_embedding=1e-3, weight_decay=0.1),
         schedule=ScheduleConfig(steps=1_000_000),
-        run=RunConfig(dtype=dtype, device="cpu", form="auto" if is_compiled else "plain", threads=torch.get_num_threads()),
+        run=RunConfig(dtype=dtype, device="cpu", form=own_form, threads=torch.get_num_threads()),
     )
     next_batch = batches_of(work)
 
@@ -194,14 +196,14 @@ class GptTwo(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets_bt.flatten())
 
 
-def gpt_two_step(work: Work, _clone: Path | None, *, dtype: str, is_compiled: bool) -> Step:
+def gpt_two_step(work: Work, _clone: Path | None, *, dtype: str, form: str) -> Step:
     torch.manual_seed(0)
     model = GptTwo(work)
     matmul_params = count_matmul(model, vocab=work.vocab, is_tied=True) - model.positions.weight.numel()
-    return plain_step(work, model, _with_autocast(_compiled(model, is_compiled), dtype), matmul_params)
+    return plain_step(work, model, _with_autocast(_compiled(model, form), dtype), matmul_params)
 
 
-def nanogpt_step(work: Work, clone: Path | None, *, dtype: str, is_compiled: bool) -> Step:
+def nanogpt_step(work: Work, clone: Path | None, *, dtype: str, form: str) -> Step:
     """nanoGPT's own model, from a clone. Its train.py has no autocast on a CPU: bf16 is an edit in its favour."""
     sys.path.insert(0, str(_need(clone, "--nanogpt")))
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
@@ -214,7 +216,7 @@ def nanogpt_step(work: Work, clone: Path | None, *, dtype: str, is_compiled: boo
         )
     )  # fmt: skip
     matmul_params = count_matmul(model, vocab=work.vocab, is_tied=True) - model.transformer.wpe.weight.numel()
-    compiled = _compiled(model, is_compiled)
+    compiled = _compiled(model, form)
     loss_of = _with_autocast(lambda ids, targets: compiled(ids, targets)[1], dtype)
     return plain_step(work, model, loss_of, matmul_params)
 
@@ -222,7 +224,7 @@ def nanogpt_step(work: Work, clone: Path | None, *, dtype: str, is_compiled: boo
 # --- Hugging Face
 
 
-def gpt2_of_hugging_face_step(work: Work, _clone: Path | None, *, dtype: str, is_compiled: bool) -> Step:
+def gpt2_of_hugging_face_step(work: Work, _clone: Path | None, *, dtype: str, form: str) -> Step:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -232,10 +234,10 @@ def gpt2_of_hugging_face_step(work: Work, _clone: Path | None, *, dtype: str, is
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config)
     matmul_params = count_matmul(model, vocab=work.vocab, is_tied=True) - model.transformer.wpe.weight.numel()
-    return _hugging_face_step(work, model, matmul_params, dtype, is_compiled)
+    return _hugging_face_step(work, model, matmul_params, dtype, form)
 
 
-def llama_of_hugging_face_step(work: Work, _clone: Path | None, *, dtype: str, is_compiled: bool) -> Step:
+def llama_of_hugging_face_step(work: Work, _clone: Path | None, *, dtype: str, form: str) -> Step:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -245,11 +247,11 @@ def llama_of_hugging_face_step(work: Work, _clone: Path | None, *, dtype: str, i
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
-    return _hugging_face_step(work, model, count_matmul(model, vocab=work.vocab, is_tied=False), dtype, is_compiled)
+    return _hugging_face_step(work, model, count_matmul(model, vocab=work.vocab, is_tied=False), dtype, form)
 
 
-def _hugging_face_step(work: Work, model: nn.Module, matmul_params: int, dtype: str, is_compiled: bool) -> Step:
-    compiled = _compiled(model, is_compiled)
+def _hugging_face_step(work: Work, model: nn.Module, matmul_params: int, dtype: str, form: str) -> Step:
+    compiled = _compiled(model, form)
     # What Trainer calls: the model computes the loss from labels, and shifts them itself.
     return plain_step(
         work, model, _with_autocast(lambda ids, _t: compiled(input_ids=ids, labels=ids).loss, dtype), matmul_params
@@ -259,7 +261,7 @@ def _hugging_face_step(work: Work, model: nn.Module, matmul_params: int, dtype: 
 # --- nanochat
 
 
-def nanochat_step(work: Work, clone: Path | None, *, dtype: str, is_compiled: bool) -> Step:
+def nanochat_step(work: Work, clone: Path | None, *, dtype: str, form: str) -> Step:
     """nanochat's own model with AdamW, from a clone. NANOCHAT_DTYPE in the environment sets its number format.
 
     Its value embeddings add parameters that this step trains, but that no matmul uses.
@@ -278,14 +280,14 @@ def nanochat_step(work: Work, clone: Path | None, *, dtype: str, is_compiled: bo
     model.to_empty(device="cpu")
     model.init_weights()
     counts = model.num_scaling_params()
-    compiled = torch.compile(model, dynamic=False) if is_compiled else model
+    compiled = torch.compile(model, dynamic=False) if form == "compiled" else model
     return plain_step(
         work, model, lambda ids, targets: compiled(ids, targets), counts["transformer_matrices"] + counts["lm_head"]
     )
 
 
-def _compiled(model: nn.Module, is_compiled: bool) -> nn.Module:
-    return torch.compile(model) if is_compiled else model
+def _compiled(model: nn.Module, form: str) -> nn.Module:
+    return torch.compile(model) if form == "compiled" else model
 
 
 def _with_autocast(loss_of: Callable[[Tensor, Tensor], Tensor], dtype: str) -> Callable[[Tensor, Tensor], Tensor]:
