@@ -49,8 +49,9 @@ def main() -> None:
     report = {
         "bench": "train_speed/1",
         "size": options.size,
-        **started,
-        "variants": summarise(rounds, options.size, started["limits"]),
+        "machine": started["machine"],
+        "limits": limits,
+        "variants": summarise(rounds, options.size, limits),
     }
     show(report)
     text = json.dumps(report, indent=1)
