@@ -14,7 +14,7 @@ from chinchilla_lm.model import compiling, kernels
 from chinchilla_lm.model.attention import MASKED, attend, join_heads, split_heads
 from chinchilla_lm.model.compiling import compile_blocks
 from chinchilla_lm.model.layers import rotary_table, rotate
-from chinchilla_lm.model.transformer import KeyValueCache, Transformer, initialise
+from chinchilla_lm.model.transformer import IGNORED, KeyValueCache, Transformer, initialise
 
 QWEN3 = ModelShape(vocab=61, context=48, d_model=32, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48)
 SHAPES = {
@@ -118,6 +118,7 @@ def test_token_losses_equal_torch(dtype, v, is_kept, threads, monkeypatch):
         monkeypatch.setattr(kernels, "KEPT_ELEMENTS", 0)
     x, head = draw(50, 24, dtype=dtype), draw(v, 24, dtype=dtype, seed=1)
     targets = torch.randint(v, (50,), generator=torch.Generator().manual_seed(2))
+    targets[[3, 20]] = IGNORED
     assert_same(
         lambda a, w: kernels.token_losses(a, w, targets),
         lambda a, w: F.cross_entropy(a @ w.T, targets, reduction="none"),
@@ -130,6 +131,19 @@ def test_token_losses_equal_torch(dtype, v, is_kept, threads, monkeypatch):
 def test_embedding_equals_torch_with_repeated_ids(dtype, threads):
     ids = torch.tensor([[0, 3, 3, 5], [3, 0, 1, 1]])
     assert_same(lambda w: kernels.embed(w, ids, dtype), lambda w: F.embedding(ids, w), [draw(6, 20)], dtype)
+
+
+@pytest.mark.parametrize("bad", [-1, 61, 1 << 40])
+def test_ids_outside_the_vocabulary_are_refused(bad):
+    model = Transformer(QWEN3)
+    compile_blocks(model, "kernels")
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    wrong = torch.tensor([[0, 0, bad, 0]])
+    with pytest.raises(ModelError, match=f"token id {bad} is outside the vocabulary of 61"):
+        model(wrong)
+    if bad > 0:
+        with pytest.raises(ModelError, match="outside the vocabulary"):
+            model.token_losses(ids, wrong)
 
 
 def test_not_a_number_comes_through():

@@ -11,7 +11,7 @@ from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.model.attention import RelativeAttention, shift_distances
 from chinchilla_lm.model.layers import rotary_table, rotate, sinusoids
-from chinchilla_lm.model.transformer import EMBEDDING_STD, KeyValueCache, Transformer, initialise
+from chinchilla_lm.model.transformer import EMBEDDING_STD, IGNORED, KeyValueCache, Transformer, initialise
 
 QWEN3 = ModelShape(vocab=61, context=48, d_model=32, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48)
 SHAPES = {
@@ -109,6 +109,22 @@ def test_losses_and_gradients_do_not_depend_on_the_parts_they_are_computed_in(mo
         losses = model.token_losses(ids[:, :-1], ids[:, 1:])
         results.append((losses, torch.autograd.grad(losses.mean(), list(model.parameters()))))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+def test_ignored_targets_cost_nothing():
+    model, ids = make_model(QWEN3), make_ids(2, 9)
+    targets = ids[:, 1:].clone()
+    targets[0, 3:] = IGNORED
+    losses, expected = model.token_losses(ids[:, :-1], targets), model.token_losses(ids[:, :-1], ids[:, 1:])
+    assert (losses[0, 3:] == 0).all()
+    assert torch.equal(losses[0, :3], expected[0, :3])
+
+
+def test_a_model_used_in_inference_mode_first_trains_afterwards():
+    model, ids = make_model(QWEN3), make_ids(2, 9)
+    with torch.inference_mode():
+        model(ids[:, :-1])
+    model.token_losses(ids[:, :-1], ids[:, 1:]).mean().backward()
 
 
 @pytest.mark.parametrize("is_grouped", [False, True])

@@ -362,13 +362,18 @@ void swiglu_backward(const T* d_y, const T* gate_up, T* d_gate_up, int64_t n, in
 }
 
 // losses[i] = log(sum(exp(logits[i]))) - logits[i][target]; with `keep` the logits become softmax - one_hot(target).
-// `scratch` is (threads, v).
+// A negative target is ignored: loss 0, zeros. `scratch` is (threads, v).
 template <typename T>
 void cross_entropy(T* logits, const int64_t* targets, float* losses, float* scratch, int64_t n, int64_t v, int keep,
                    int threads) {
     PARALLEL
     for (int64_t i = 0; i < n; i++) {
         T *row = logits + i * v, *hit = row + targets[i];
+        if (targets[i] < 0) {  // ignored
+            losses[i] = 0;
+            if (keep) std::memset(static_cast<void*>(row), 0, v * sizeof(T));
+            continue;
+        }
         float* w = scratch + team_index() * v;
         Floats tops = Floats{} - INFINITY, sums = {};
         sweep(v, [&](int64_t j, int64_t count) {

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from chinchilla_lm.core.errors import ModelError
+
 KEPT_ELEMENTS = 1 << 26
 """Largest (tokens, vocab) matrix of logit gradients that is kept for the backward pass (128 MiB in bfloat16); above it
 the logits are computed a second time there, one more of the head's three matmuls."""
@@ -110,13 +112,28 @@ def token_losses(x_nd: Tensor, head_vd: Tensor, targets_n: Tensor) -> Tensor:
     Args:
         x_nd: hidden states in the compute type.
         head_vd: output projection in the compute type.
-        targets_n: int64.
+        targets_n: int64; negative ones are ignored: loss 0.
+
+    Raises:
+        ModelError: a target is not in the vocabulary.
     """
+    if targets_n.numel() and int(targets_n.max()) >= len(head_vd):
+        raise ModelError(
+            f"target {int(targets_n.max())} is outside the vocabulary of {len(head_vd)}; check the tokenizer"
+        )
     return _LinearCrossEntropy.apply(x_nd, head_vd, targets_n)
 
 
 def embed(table_vd: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of a float32 table as `dtype`: ids (...) to (..., d)."""
+    """Rows of a float32 table as `dtype`: ids (...) to (..., d).
+
+    Raises:
+        ModelError: an id has no row.
+    """
+    least, largest = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+    if least < 0 or largest >= len(table_vd):
+        outside = least if least < 0 else largest
+        raise ModelError(f"token id {outside} is outside the vocabulary of {len(table_vd)}; check the tokenizer")
     return _Embedding.apply(table_vd, ids, dtype)
 
 
@@ -300,7 +317,6 @@ class _Embedding(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
         ids = ids.contiguous()
         y = torch.empty(*ids.shape, table.shape[1], dtype=dtype)
-        assert ids.numel() == 0 or 0 <= int(ids.min()) <= int(ids.max()) < len(table), "a token id has no row"
         _run("embed_forward", dtype, table, ids, y, ids.numel(), table.shape[1])
         ctx.save_for_backward(ids)
         ctx.rows = len(table)

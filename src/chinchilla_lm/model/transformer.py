@@ -46,6 +46,8 @@ TIED_EMBEDDING_STD = 0.02
 """The same if the head is tied (GPT-2's; Radford et al. 2019). At the start every block is the identity and a token
 predicts itself with logit std * d_model: 0.5 would start the loss tens of nats too high."""
 
+IGNORED = -100
+"""Target of a position without one (padding, a prompt); the value that Hugging Face and torch use."""
 CHUNK_LOGITS = 1 << 26
 """Largest number of logits that exist at once in training (256 MiB in float32); more are computed part by part."""
 
@@ -59,6 +61,7 @@ class Transformer(nn.Module):
         self.shape = shape
         self.compute_dtype = torch.float32
         self.has_kernels = False
+        self._plain_positions: tuple[tuple[int, torch.dtype, torch.device], Tensor, Positions] | None = None
         self.embedding = nn.Parameter(torch.zeros(shape.vocab, shape.d_model))
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.norm = None if shape.norm_placement == "post" else make_norm(shape)
@@ -99,7 +102,7 @@ class Transformer(nn.Module):
 
         Args:
             ids_bt: token ids, int64.
-            targets_bt: the token that follows each, int64.
+            targets_bt: the token that follows each, int64; IGNORED (-100) where there is none: loss 0.
         """
         x_nd, head_vd = self.hidden(ids_bt).flatten(0, 1), self.head_weight.to(self.compute_dtype)
         targets_n = targets_bt.flatten()
@@ -124,32 +127,39 @@ class Transformer(nn.Module):
     def _positions(
         self, ids_bt: Tensor, cache: KeyValueCache | None, positions_bt: Tensor | None
     ) -> tuple[Tensor, Positions]:
+        """Positions of the queries, (t) or (b, t), and what attention needs of them."""
         past = 0 if cache is None else cache.length
         end = past + ids_bt.shape[1]
         if end > self.shape.context:
             raise ModelError(
                 f"{end} tokens are more than the model's context of {self.shape.context}; cut the text or the prompt"
             )
+        key = (end, self.compute_dtype, ids_bt.device)
         is_plain = positions_bt is None and cache is None
-        if positions_bt is None:
-            positions_bt = torch.arange(past, end, device=ids_bt.device)
-            keys_bs = torch.arange(end, device=ids_bt.device)
-        else:
-            keys_bs = positions_bt
-        if cache is not None:
-            keys_bs = cache.extend_positions(positions_bt, ids_bt.shape[1])
-        hidden_ts = (keys_bs[..., None, :] > positions_bt[..., :, None]) | (keys_bs[..., None, :] < 0)
-        bias_ts = torch.zeros(hidden_ts.shape, device=ids_bt.device).masked_fill_(hidden_ts, MASKED)
+        if is_plain and self._plain_positions is not None and self._plain_positions[0] == key:
+            return self._plain_positions[1:]
+        with torch.inference_mode(False):  # what is kept may serve a training step later
+            if positions_bt is None:
+                positions_bt = torch.arange(past, end, device=ids_bt.device)
+            keys_bs = positions_bt if cache is None else cache.extend_positions(positions_bt, ids_bt.shape[1])
+            positions = self._describe_positions(positions_bt, keys_bs, is_plain)
+        if is_plain:
+            self._plain_positions = (key, positions_bt, positions)
+        return positions_bt, positions
+
+    def _describe_positions(self, queries_bt: Tensor, keys_bs: Tensor, is_plain: bool) -> Positions:
+        hidden_ts = (keys_bs[..., None, :] > queries_bt[..., :, None]) | (keys_bs[..., None, :] < 0)
+        bias_ts = torch.zeros(hidden_ts.shape, device=hidden_ts.device).masked_fill_(hidden_ts, MASKED)
         cos = sin = distance_sd = None
         if self.shape.layout in ("qwen3", "llama"):
-            cos, sin = rotary_table(positions_bt.clamp_min(0), self.shape.head_dim, self.shape.rope_theta)
+            cos, sin = rotary_table(queries_bt.clamp_min(0), self.shape.head_dim, self.shape.rope_theta)
         if self.shape.layout == "chinchilla":
-            distances = torch.arange(end - 1, -1, -1, device=ids_bt.device)
+            distances = torch.arange(keys_bs.shape[-1] - 1, -1, -1, device=keys_bs.device)
             distance_sd = sinusoids(distances, self.shape.d_model).to(self.compute_dtype)
-        if positions_bt.ndim == 2:  # a head axis between b and t
+        if queries_bt.ndim == 2:  # a head axis between b and t
             bias_ts = bias_ts[:, None]
             cos, sin = (None, None) if cos is None or sin is None else (cos[:, None], sin[:, None])
-        return positions_bt, Positions(bias_ts.to(self.compute_dtype), cos, sin, distance_sd, is_plain)
+        return Positions(bias_ts.to(self.compute_dtype), cos, sin, distance_sd, is_plain)
 
 
 def _losses(x_nd: Tensor, head_vd: Tensor, targets_n: Tensor) -> Tensor:
