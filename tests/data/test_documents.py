@@ -154,9 +154,11 @@ def test_a_long_file_is_cut_into_parts_that_hold_every_character(tmp_path, monke
 
 
 def test_documents_of_a_long_file_are_not_cut_at_the_border_of_a_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_DOCUMENT_BYTES", 100)
     parts = [f"{'story ' * (3 + k % 7)}{k}\n" for k in range(50)]
-    assert texts(write(tmp_path / "a.txt", "<|endoftext|>\n".join(parts))) == parts
+    path = write(tmp_path / "a.txt", "<|endoftext|>\n".join(parts))
+    for limit in range(80, 140):  # a border falls at every place of a separator
+        monkeypatch.setattr(formats, "MAX_DOCUMENT_BYTES", limit)
+        assert texts(path) == parts
 
 
 def test_rare_damage_is_replaced_and_counted_and_other_bytes_are_skipped(tmp_path):
@@ -241,3 +243,15 @@ def test_a_hub_source_without_its_package_says_how_to_install_it(monkeypatch):
 
 def test_a_path_with_a_hash_in_its_name_is_a_path(tmp_path):
     assert texts(write(tmp_path / "c#.txt", "sharp")) == ["sharp"]
+
+
+def test_a_hub_source_is_read_by_split_and_field(tmp_path):
+    pytest.importorskip("datasets")
+    write(tmp_path / "hub/train.jsonl", json_lines("one", "two", field="body"))
+    write(tmp_path / "hub/validation.jsonl", json_lines("three", field="body"))
+    assert texts(f"hf:{tmp_path}/hub#body") == ["one", "two"]
+    assert texts(f"hf:{tmp_path}/hub::validation#body") == ["three"]
+    with pytest.raises(DataError, match="no text in field 'text' of 'body', 'other'"):
+        texts(f"hf:{tmp_path}/hub")
+    with pytest.raises(DataError, match="cannot be read"):
+        texts(f"hf:{tmp_path}/hub::nosuch")

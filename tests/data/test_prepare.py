@@ -298,7 +298,7 @@ def test_a_job_killed_at_any_write_is_begun_again_with_the_same_result(tmp_path,
 
 @pytest.mark.torture
 def test_fifty_kills_at_random_instants_leave_the_result_of_one_quiet_run(tmp_path, make_texts, write_json_lines):
-    corpus = write_json_lines(tmp_path / "corpus.jsonl", make_texts(4000, words=300))
+    corpus = write_json_lines(tmp_path / "corpus.jsonl", make_texts(1000, words=300))
     started = time.monotonic()
     prepare(str(corpus), tmp_path / "whole", vocab=2000)
     seconds = time.monotonic() - started

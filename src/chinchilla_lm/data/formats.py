@@ -36,7 +36,8 @@ _RATIO_FREE_BYTES = 64 << 20
 # Text with a few damaged bytes is still text; Latin-1 or GBK read as UTF-8 has far more.
 MAX_BAD_SHARE = 1e-3
 # The line between documents in published plain-text corpora such as TinyStories.
-_SEPARATOR_LINE = re.compile(rb"(?:(?<=\n)|\A)<\|endoftext\|>(?:\r?\n|\Z)")
+_SEPARATOR_LINE = re.compile(rb"(?:(?<=\n)|\A)<\|endoftext\|>\r?\n")
+_LAST_SEPARATOR_LINE = re.compile(_SEPARATOR_LINE.pattern + rb"|(?:(?<=\n)|\A)<\|endoftext\|>\Z")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PARQUET_ROWS = 256
 
@@ -134,7 +135,8 @@ def _read_plain(path: Path, stream: BinaryIO, suffix: str, tally: ReadTally) -> 
         is_last = not stream.peek(1) if isinstance(stream, io.BufferedReader) else True
         if number == 0:
             content = content.removeprefix(b"\xef\xbb\xbf")
-        parts = _SEPARATOR_LINE.split(content) if suffix == ".txt" else [content]
+        separator = _LAST_SEPARATOR_LINE if is_last else _SEPARATOR_LINE
+        parts = separator.split(content) if suffix == ".txt" else [content]
         rest = b"" if is_last else parts.pop()
         if not is_last and not parts:
             end = _last_break(rest)
