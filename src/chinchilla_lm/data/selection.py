@@ -83,21 +83,7 @@ def select_text(
     total = sum(entry.length for entry in order)
     if total < MIN_TEXT_BYTES:
         raise DataError(f"the corpus has {total} bytes of text and {MIN_TEXT_BYTES} are the least; give more text")
-    hinted = [entry for entry in order if entry.split == "heldout"]
-    candidates = [entry for entry in order if entry.split != "heldout"]
-    notes = []
-    if hinted:
-        heldout = _take(hinted, heldout_bytes, limit=total)
-        notes.append(f"held out {len(heldout)} of the {len(hinted)} documents whose files are named so")
-    else:
-        heldout = _take(candidates, heldout_bytes, limit=int(MAX_HELDOUT_SHARE * total))
-        notes.append(f"held out {len(heldout)} documents, chosen by a hash of their text")
-    taken = {entry.digest for entry in heldout}
-    train = [(entry.start, entry.stop) for entry in candidates if entry.digest not in taken]
-    held = [(entry.start, entry.stop) for entry in heldout]
-    is_cut = not held
-    if is_cut:
-        train, held, notes = _cut_tail(train, read, min(heldout_bytes, int(TAIL_SHARE * total)))
+    train, held, notes = _hold_out(order, read, heldout_bytes, total)
     available_bytes = _size(train)
     if available_bytes == 0:
         raise DataError(
@@ -113,10 +99,29 @@ def select_text(
     return Selection(
         train=tuple(train),
         heldout=tuple(held),
-        documents=len(train) + len(held) - is_cut,
+        documents=len({start for start, _ in (*train, *held)} & {entry.start for entry in entries}),
         available_bytes=available_bytes,
         notes=tuple(notes),
     )
+
+
+def _hold_out(
+    order: Sequence[Entry], read: Callable[[int, int], bytes], heldout_bytes: int, total: int
+) -> tuple[list[Span], list[Span], list[str]]:
+    """Return the spans left to train on, those held out, and what was decided."""
+    hinted = [entry for entry in order if entry.split == "heldout"]
+    candidates = [entry for entry in order if entry.split != "heldout"]
+    if hinted:
+        heldout = _take(hinted, heldout_bytes, limit=total)
+        note = f"held out {len(heldout)} of the {len(hinted)} documents whose files are named so"
+    else:
+        heldout = _take(candidates, heldout_bytes, limit=int(MAX_HELDOUT_SHARE * total))
+        note = f"held out {len(heldout)} documents, chosen by a hash of their text"
+    taken = {entry.digest for entry in heldout}
+    train = [(entry.start, entry.stop) for entry in candidates if entry.digest not in taken]
+    if not heldout:
+        return _cut_tail(train, read, min(heldout_bytes, int(TAIL_SHARE * total)))
+    return train, [(entry.start, entry.stop) for entry in heldout], [note]
 
 
 def _rank(entry: Entry, seed: int) -> bytes:
