@@ -41,7 +41,9 @@ def test_diverged_probes_are_left_out():
 
 def test_a_trunk_has_room_for_one_rung_up_and_no_cooldown_of_its_own():
     tokens = 1e6
-    spec = TrialSpec(trial="t", purpose="ladder", rung=0, flops=1e12, shape=SHAPE, design_tokens=design_tokens_for(tokens))
+    spec = TrialSpec(
+        trial="t", purpose="ladder", rung=0, flops=1e12, shape=SHAPE, design_tokens=design_tokens_for(tokens)
+    )
     trunk = trunk_config(spec)
     assert trunk.schedule.decay_steps == 0
     assert trunk.tokens >= math.sqrt(10) * tokens

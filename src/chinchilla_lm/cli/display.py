@@ -1,4 +1,4 @@
-"""The live display of a study on stderr: stage, trials side by side, loss, time left. Plain lines where it is no terminal."""
+"""The live display of a study on stderr: stage, trials side by side, loss, time left; plain lines off a terminal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class StudyDisplay:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop drawing; lines printed stay."""
         self._bars.stop()
 

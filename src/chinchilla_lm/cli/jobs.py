@@ -37,7 +37,7 @@ def run(  # noqa: PLR0913 - a command has as many arguments as options
     """From text and a budget to a model: sweep, law, forecast, training, evaluation, report.
 
     Args:
-        corpus: Files, folders or globs of text; "stdlib" is the source of Python's standard library, which needs no download.
+        corpus: Files, folders or globs of text; "stdlib" is Python's own standard library (no download).
         budget: What sweep and final run may spend together: 5m, 2h, or FLOPs such as 1e15.
         out: The run directory; the same command in it resumes. By default runs/CORPUS-BUDGET.
         seed: Of weights, data order and held-out split.

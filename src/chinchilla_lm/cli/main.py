@@ -21,7 +21,7 @@ from chinchilla_lm.core.errors import ChinchillaError
 
 app = App(
     name="chinchilla",
-    help="Compute-optimal language models: from text and a budget to a model whose loss was said before it was trained.",
+    help="Compute-optimal language models: from text and a budget to a model whose loss was said before training.",
     version=__version__,
 )
 app.command(jobs.run)

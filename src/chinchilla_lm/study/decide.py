@@ -129,7 +129,12 @@ def forecast_run(runs: Sequence[Run], shape: ModelShape, tokens: float, unique_t
 
 
 def forecast_record(
-    made: Forecast, shape: ModelShape, tokens: float, candidates: Sequence[Candidate], *, tokens_per_byte: float,
+    made: Forecast,
+    shape: ModelShape,
+    tokens: float,
+    candidates: Sequence[Candidate],
+    *,
+    tokens_per_byte: float,
     unique_tokens: float,
 ) -> dict[str, Any]:
     """Assemble forecast.json.

@@ -1,4 +1,4 @@
-"""After training: the Hugging Face folder, the held-out loss beside the forecast, samples, a check by another library."""
+"""After training: the Hugging Face folder, the held-out loss beside the forecast, samples, another library's check."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The design of the sweep: which budgets (rungs), which sizes on each, what they cost.
 
 A ladder, not a slab: rungs a factor sqrt(10) apart in compute, a few sizes around the running optimum on each, the top
-rung at most a tenth of the final run, nothing below the floor where runs are off the law. The same forecast accuracy as a
-4 x 7 grid took 1/3 to 1/8 of its compute in a replay on 404 public runs (dev/LOG.md).
+rung at most a tenth of the final run, nothing below the floor where runs are off the law. The same forecast accuracy
+as a 4 x 7 grid took 1/3 to 1/8 of its compute in a replay on 404 public runs (dev/LOG.md).
 
 Symbols: C `flops` of one run, N `params` (matmul convention), D `tokens`. Pure arithmetic: it trains nothing.
 """
@@ -28,10 +28,12 @@ MOST_RUNGS = 5
 LEAST_TOKENS_PER_PARAM, MOST_TOKENS_PER_PARAM = 1.0, 150.0  # outside this corridor the law's form is extrapolated
 MOST_EPOCHS = 4.0  # repeated data is nearly as good as fresh up to four epochs (Muennighoff et al. 2023)
 SIZE_RATIO = RUNG_SPACING**0.5  # N* grows as C^.5: the optimum of a rung is the next size of the rung below
-_PRIOR_TOKENS_PER_PARAM = 16.0  # of block and head parameters, at 1e12..1e13 FLOPs (dev/LOG.md)
+# Of block and head parameters. Fewer than the 16 that were best for equal FLOPs at 1e12..1e13 with 512 entries: tokens of
+# a larger vocabulary hold more text, and wide models do more FLOPs a second, so for equal seconds the optimum is wider.
+_PRIOR_TOKENS_PER_PARAM = 8.0
 _SIZES_PER_RUNG = 3
 LEAST_WIDTH = 16  # of a trial; with a head_dim of 32 it still is a Transformer
-_EXTRA_BOTTOM_RUNS = 4  # two sizes more, two learning-rate probes
+_EXTRA_BOTTOM_RUNS = 2  # the learning-rate probes at half and twice the rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Ladder:
 
     Attributes:
         rung_flops: compute of each rung's runs, rising.
-        sizes_per_rung: runs on each rung but the bottom one, which has two more.
+        sizes_per_rung: runs on each rung; the bottom one has two probes more.
         final_flops: compute that is left for the final run, estimated.
         sweep_cost: of the whole ladder in the allowance's unit, estimated.
         notes: what the budget did not allow, in plain words.
@@ -54,8 +56,13 @@ class Ladder:
 
 
 def prior_params(flops: float) -> float:
-    """Guess N* before any run: 16 tokens per parameter, C = 6 N D."""
+    """Guess N* before any run: 8 tokens per parameter, C = 6 N D."""
     return math.sqrt(flops / (6 * _PRIOR_TOKENS_PER_PARAM))
+
+
+def optimal_tokens(params: float) -> float:
+    """Guess D* of a size before any run: 8 tokens per parameter."""
+    return _PRIOR_TOKENS_PER_PARAM * params
 
 
 def tokens_for(shape: ModelShape, flops: float) -> float:
@@ -79,11 +86,11 @@ def design_ladder(
         spent: of it already, and what evaluation and report will take.
         speeds: of this machine.
         sweep_share: part of what is left that the sweep may take.
-        least_rung_flops: the cheapest rung allowed.
+        least_rung_flops: the cheapest rung wanted; a slow machine or a small budget may have one down to a tenth of it.
         shape_near: the shape of about so many matmul parameters.
 
     Returns:
-        The ladder.
+        The ladder; its notes say what is missing for a sharp forecast.
 
     Raises:
         BudgetError: not even two of the cheapest rungs fit.
@@ -93,13 +100,14 @@ def design_ladder(
         raise BudgetError(_too_small(allowance, 3 * spent, least_rung_flops))
     sizes = math.ceil(_SIZES_PER_RUNG / speeds.n_workers) * speeds.n_workers if speeds.n_workers < 8 else 8
     final_flops = _final_flops(allowance, left * (1 - sweep_share), speeds, shape_near)
-    lowest_top = least_rung_flops * RUNG_SPACING
-    top = max(final_flops * TOP_FRACTION, lowest_top)
-    while (cost := _cost(_rungs(top, least_rung_flops), sizes, allowance, speeds, shape_near)) > sweep_share * left:
-        if top == lowest_top:
-            raise BudgetError(_too_small(allowance, spent + cost / sweep_share, least_rung_flops))
-        top = max(0.95 * top, lowest_top)
-    rungs = _rungs(top, least_rung_flops)
+    least = least_rung_flops
+    top = max(final_flops * TOP_FRACTION, least * RUNG_SPACING)
+    while (cost := _cost(_rungs(top, least), sizes, allowance, speeds, shape_near)) > sweep_share * left:
+        top *= 0.95
+        least = min(least, top / RUNG_SPACING)
+        if least < least_rung_flops / 10:
+            raise BudgetError(_too_small(allowance, spent + cost / sweep_share, least))
+    rungs = _rungs(top, least)
     trusted = sum(flops >= TRUSTED_RUNG_FLOPS for flops in rungs)
     notes = ()
     if trusted < 2:
@@ -107,9 +115,7 @@ def design_ladder(
             f"only {trusted} of {len(rungs)} rungs reach 1e12 FLOPs, where the law begins: the forecast is rough; "
             "a longer budget makes it sharp",
         )
-    return Ladder(
-        rung_flops=rungs, sizes_per_rung=sizes, final_flops=final_flops, sweep_cost=cost, notes=notes
-    )
+    return Ladder(rung_flops=rungs, sizes_per_rung=sizes, final_flops=final_flops, sweep_cost=cost, notes=notes)
 
 
 def rung_sizes(
@@ -160,9 +166,7 @@ def edge_size(
         return None
     is_small = best == ordered[0]
     wanted = count_parameters(best).matmul * (SIZE_RATIO ** (-1 if is_small else 1))
-    found = rung_sizes(
-        flops, wanted, 1, vocab=best.vocab, context=best.context, unique_tokens=unique_tokens
-    )
+    found = rung_sizes(flops, wanted, 1, vocab=best.vocab, context=best.context, unique_tokens=unique_tokens)
     if not found or found[0] in ordered:
         return None
     is_beyond = (count_parameters(found[0]).matmul < count_parameters(best).matmul) == is_small
@@ -170,7 +174,7 @@ def edge_size(
 
 
 def _rungs(top: float, least: float) -> tuple[float, ...]:
-    """Step down from the top by sqrt(10): to the trusted floor, or to the least one where fewer than three are above it."""
+    """Step down from the top by sqrt(10) to the trusted floor, or to the least one while there are fewer than three."""
     rungs = [top]
     while len(rungs) < MOST_RUNGS:
         below = rungs[-1] / RUNG_SPACING

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import torch
 
 from chinchilla_lm import __version__
+from chinchilla_lm.laws.count import count_parameters
 from chinchilla_lm.laws.shapes import nearest_shape
+from chinchilla_lm.study.ladder import LEAST_WIDTH, optimal_tokens
 from chinchilla_lm.study.pool import WorkerPool
 from chinchilla_lm.study.speeds import MachineSpeeds, speed_table
 from chinchilla_lm.train.config import TrainConfig
@@ -47,26 +49,27 @@ def describe_machine(threads: int) -> dict[str, Any]:
     }
 
 
-def sizes_to_measure(smallest: float, largest: float, *, vocab: int, context: int, tokens: float) -> list[TrainConfig]:
+def sizes_to_measure(smallest: float, largest: float, *, vocab: int, context: int) -> list[TrainConfig]:
     """Derive the configs whose speed is measured: sizes a factor 4 apart that span the ladder and the final run.
+
+    Each has the batch of its own optimal run, since small batches are slow and small models have them.
 
     Args:
         smallest: matmul parameters of the smallest trial expected.
         largest: of the largest final model expected.
         vocab: of the tokenizer, about.
         context: tokens in a window.
-        tokens: of a typical run; it sets the batch.
     """
     shapes = []
     params = smallest
     while True:
-        shape = nearest_shape(params, vocab=vocab, context=context)
+        shape = nearest_shape(params, vocab=vocab, context=context, d_min=LEAST_WIDTH)
         if shape not in shapes:
             shapes.append(shape)
         if params >= largest:
             break
         params = min(params * _SIZE_RATIO, largest)
-    return [recipe_for(shape, tokens, RecipeOptions()) for shape in shapes]
+    return [recipe_for(shape, optimal_tokens(count_parameters(shape).matmul), RecipeOptions()) for shape in shapes]
 
 
 def choose_dtype(config: TrainConfig, threads: int, seconds: float) -> tuple[DTypeName, list[dict[str, Any]]]:
@@ -77,7 +80,12 @@ def choose_dtype(config: TrainConfig, threads: int, seconds: float) -> tuple[DTy
 
 
 def measure_speeds(
-    configs: Sequence[TrainConfig], pool: WorkerPool, *, threads: int, worker_threads: int, dtype: DTypeName,
+    configs: Sequence[TrainConfig],
+    pool: WorkerPool,
+    *,
+    threads: int,
+    worker_threads: int,
+    dtype: DTypeName,
     seconds_each: float,
 ) -> list[dict[str, Any]]:
     """Measure each config on all threads, and in every worker at once.

@@ -95,8 +95,8 @@ class WorkerPool:
                 if event.kind == "lost":
                     if attempts[event.index] >= _MOST_ATTEMPTS:
                         raise ChinchillaError(
-                            f"the worker of task {event.index + 1} died twice (out of memory?); the same command resumes, "
-                            "with fewer --threads if memory is short"
+                            f"the worker of task {event.index + 1} died twice (out of memory?); the same command "
+                            "resumes, with fewer --threads if memory is short"
                         )
                     waiting.appendleft(event.index)
                 left -= event.kind in ("done", "failed")

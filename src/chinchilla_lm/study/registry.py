@@ -33,7 +33,9 @@ class Registry:
         with self._transaction() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, _SCHEMA_VERSION):
-                raise DataError(f"{path} has registry version {version}, not {_SCHEMA_VERSION}; use a new run directory")
+                raise DataError(
+                    f"{path} has registry version {version}, not {_SCHEMA_VERSION}; use a new run directory"
+                )
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
@@ -72,7 +74,9 @@ class Registry:
                 with connection:
                     yield connection
         except sqlite3.Error as error:
-            raise DataError(f"{self._path} cannot be used ({error}); delete the run directory's sweep folder") from error
+            raise DataError(
+                f"{self._path} cannot be used ({error}); delete the run directory's sweep folder"
+            ) from error
 
 
 def _plain(value: dict[str, Any]) -> str:

@@ -26,7 +26,8 @@ class StudyConfig:
         threads: processor cores to use; 0: all.
         dtype: of matmuls; "auto": the faster one, measured.
         sweep_share: part of the budget for the sweep, in (0, 0.8].
-        least_rung_flops: the cheapest rung allowed, > 0; runs below 1e12 FLOPs are mostly off the law (dev/LOG.md).
+        least_rung_flops: the cheapest rung wanted, > 0; a budget too small for it goes down to a tenth and says so:
+            runs below 1e12 FLOPs are mostly off the law (dev/LOG.md).
     """
 
     corpus: tuple[str, ...]
@@ -47,7 +48,9 @@ class StudyConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be >= 0; leave it out for the default")
         if 0 < self.vocab < 257:
-            raise ConfigError(f"vocab = {self.vocab} must be at least 257 (256 bytes and the end of text), or 0: by law")
+            raise ConfigError(
+                f"vocab = {self.vocab} must be at least 257 (256 bytes and the end of text), or 0: by law"
+            )
         if 0 < self.context < 16:
             raise ConfigError(f"context = {self.context} must be at least 16, or 0: by the compute")
         if not 0 < self.sweep_share <= 0.8:

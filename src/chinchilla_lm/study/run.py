@@ -53,8 +53,8 @@ from chinchilla_lm.train.speed import measure_steps
 
 _GUESSED_VOCAB = 1024  # while the machine is measured; the vocabulary follows from what it can do
 _MOST_BYTES_PER_TOKEN = 4.0
-# The law's vocabulary is doubled: at 2e12 FLOPs and d = 64, where it says 457 entries, bits per byte fell from 2.160 (512) to
-# 2.120 (1024) and 2.091 (2048) (dev/LOG.md 2026-11-21). Its constant was fitted four decades above.
+# The law's vocabulary is doubled: at 2e12 FLOPs and d = 64, where it says 457 entries, bits per byte fell from 2.160
+# (512) to 2.120 (1024) and 2.091 (2048) (dev/LOG.md 2026-11-21). Its constant was fitted four decades above.
 _VOCAB_OVER_LAW = 2
 _TEXT_MARGIN = 1.5  # text prepared over what the final run is expected to read
 _TAIL_SHARE, _LEAST_TAIL_SECONDS = 0.02, 12.0  # evaluation, samples, checks and report
@@ -118,9 +118,7 @@ def run_study(config: StudyConfig, out: Path, progress: Progress | None = None) 
 class _Study:
     """The stages of one study; each reads what the ones before it wrote."""
 
-    def __init__(
-        self, config: StudyConfig, allowance: Allowance, directory: RunDirectory, progress: Progress
-    ) -> None:
+    def __init__(self, config: StudyConfig, allowance: Allowance, directory: RunDirectory, progress: Progress) -> None:
         self.config, self.allowance, self.directory, self.progress = config, allowance, directory, progress
         self.n_workers = 1 if torch.cuda.is_available() else config.n_threads
 
@@ -145,7 +143,7 @@ class _Study:
             workers = pool()  # their imports run beside what follows
             environment = describe_machine(threads)
             seconds = self.allowance.amount if self.allowance.kind == "seconds" else math.inf
-            seconds_each = min(1.0, seconds / 400)
+            seconds_each = min(1.0, seconds / 600)
             # 1e11 FLOP/s: the right decade for any machine of today; it only centres the sizes that are measured.
             rough_flops = seconds * 6e10 * threads if seconds < math.inf else self.allowance.amount * 0.7
             context = self.config.context or _context_for(rough_flops)
@@ -154,7 +152,6 @@ class _Study:
                 2 * prior_params(rough_flops),
                 vocab=self.config.vocab or _GUESSED_VOCAB,
                 context=context,
-                tokens=rough_flops / 6 / prior_params(rough_flops),
             )
             dtype = self.config.dtype
             if dtype == "auto":
@@ -227,9 +224,16 @@ class _Study:
             top = min((run for run in runs if run.rung == max(r.rung for r in runs)), key=lambda run: run.loss)
             unique, context = float(manifest.train_tokens), environment["context"]
             speeds = machine_speeds(environment["speeds"], environment["n_workers"])
-            first = forecast_run(runs, nearest_shape(top.params, vocab=manifest.vocab, context=context), 10 * top.tokens, unique)
+            first = forecast_run(
+                runs, nearest_shape(top.params, vocab=manifest.vocab, context=context), 10 * top.tokens, unique
+            )
             candidates = rank_candidates(
-                first.law, self._affordable(speeds), top=top, vocab=manifest.vocab, context=context, unique_tokens=unique
+                first.law,
+                self._affordable(speeds),
+                top=top,
+                vocab=manifest.vocab,
+                context=context,
+                unique_tokens=unique,
             )
             plan = self._plan(candidates[0].shape, candidates[0].tokens, environment, lr_scale)
             made = forecast_run(runs, plan.shape, plan.tokens, unique)
@@ -256,7 +260,8 @@ class _Study:
         params = count_parameters(plan.shape)
         with self.directory.stage("train") as fields:
             self.progress.stage(
-                "train", f"{params.total:,} parameters, {plan.tokens:,} tokens, {steps:,} steps of {plan.batch_tokens:,}"
+                "train",
+                f"{params.total:,} parameters, {plan.tokens:,} tokens, {steps:,} steps of {plan.batch_tokens:,}",
             )
 
             def report(step: Any) -> None:
@@ -273,7 +278,9 @@ class _Study:
         heldout = heldout_windows(manifest, model.shape.context, HELDOUT_TOKENS)
         if not self.directory.is_finished("evaluate"):
             with self.directory.stage("evaluate"):
-                self.progress.stage("evaluate", f"{heldout.tokens:,} held-out tokens, samples, a check with transformers")
+                self.progress.stage(
+                    "evaluate", f"{heldout.tokens:,} held-out tokens, samples, a check with transformers"
+                )
                 finish.export_and_evaluate(self.directory, model, manifest, heldout)
         with self.directory.stage("report"):
             write_report(self.directory.path)

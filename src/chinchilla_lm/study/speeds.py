@@ -63,11 +63,9 @@ class MachineSpeeds:
 
 
 def speed_table(points: Sequence[Mapping[str, Any]]) -> SpeedTable:
-    """Build a table from env.json's speeds (keys flops_per_token, tokens_per_s), any order; equal shapes are averaged."""
+    """Build a table from env.json's speeds (flops_per_token, tokens_per_s) in any order; equal shapes are averaged."""
     by_cost: dict[float, list[float]] = {}
     for point in points:
         by_cost.setdefault(float(point["flops_per_token"]), []).append(float(point["tokens_per_s"]))
     costs = sorted(by_cost)
-    return SpeedTable(
-        flops_per_token=tuple(costs), tokens_per_s=tuple(float(np.mean(by_cost[cost])) for cost in costs)
-    )
+    return SpeedTable(flops_per_token=tuple(costs), tokens_per_s=tuple(float(np.mean(by_cost[cost])) for cost in costs))

@@ -1,7 +1,7 @@
 """Running the sweep: probe the learning rate at the cheapest rung, then climb, refitting the optimum after each rung.
 
-Trials of one rung run side by side in worker processes; the registry remembers each finished one, so that a killed sweep
-continues with the next. The records (sweep/records.jsonl) are what the law is fitted to.
+Trials of one rung run side by side in worker processes; the registry remembers each finished one, so that a killed
+sweep continues with the next. The records (sweep/records.jsonl) are what the law is fitted to.
 """
 
 from __future__ import annotations
@@ -92,17 +92,14 @@ def run_sweep(
     climb = _Climb(directory, settings, pool, progress)
     lr_scale = climb.probe(ladder)
     for rung, flops in enumerate(ladder.rung_flops):
-        count = ladder.sizes_per_rung + (2 if rung == 0 else 0)
-        climb.run_rung(rung, flops, count, lr_scale)
+        climb.run_rung(rung, flops, ladder.sizes_per_rung, lr_scale)
     return climb.records
 
 
 class _Climb:
     """The state of a climb: the records so far, and the trunks that may be continued."""
 
-    def __init__(
-        self, directory: RunDirectory, settings: SweepSettings, pool: WorkerPool, progress: Progress
-    ) -> None:
+    def __init__(self, directory: RunDirectory, settings: SweepSettings, pool: WorkerPool, progress: Progress) -> None:
         self._directory, self._settings, self._pool, self._progress = directory, settings, pool, progress
         self._registry = Registry(directory.registry)
         self.records: list[dict[str, Any]] = []
@@ -129,7 +126,7 @@ class _Climb:
         finished = [record for record in done if record["status"] == "done"]
         if not finished:
             raise ChinchillaError(
-                f"every run of the rung at {flops:.2g} FLOPs diverged (k = {lr_scale:g}); look at the text, or report this"
+                f"every run of the rung at {flops:.2g} FLOPs diverged (k = {lr_scale:g}); look at the text"
             )
         best = min(finished, key=lambda record: record["loss"])
         beyond = edge_size(
@@ -175,8 +172,8 @@ class _Climb:
         )
         if not sizes:
             raise BudgetError(
-                f"no model suits a run of {flops:.2g} FLOPs on {settings.unique_tokens:.2g} tokens of text: it would see fewer "
-                "than 1 token per parameter or the text more than 4 times; give a larger budget, or more text"
+                f"no model suits a run of {flops:.2g} FLOPs on {settings.unique_tokens:.2g} tokens of text: it would "
+                "see fewer than 1 token per parameter or the text more than 4 times; give a larger budget, or more text"
             )
         return sizes
 

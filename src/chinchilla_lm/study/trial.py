@@ -25,7 +25,7 @@ from chinchilla_lm.train.recipe import RecipeOptions, recipe_for, trunk_branch_s
 from chinchilla_lm.train.schedule import branch_schedule
 from chinchilla_lm.train.segment import train_segment
 
-# Held-out tokens that every trial and the final model are scored on, the same windows for all: at 294k tokens the paired
+# Held-out tokens that every trial and the final model are scored on, the same windows for all: at 294k the paired
 # standard error between two models was .04 % (dev/LOG.md); at a third of them it is still a quarter of the seed noise.
 HELDOUT_TOKENS = 98_304
 # A trunk's settings are those of a run this much longer than its first horizon: midway between this rung and the next.

@@ -18,17 +18,17 @@ from chinchilla_lm.train.config import BatchConfig, OptimizerConfig, RunConfig, 
 
 RECIPE_VERSION = "v1"
 
-# eta = (0.6 k / d) sqrt(B / 900) (3.4e5 / D)^0.2, so that k = 1 is near the optimum of our own model: at d = 64, C = 2e12 the
-# vertex over a factor 4 of rates lay at 0.61 / d (dev/LOG.md 2026-11-21).
-# Exponents: 1/d for hidden matrices and head (Everett et al. 2024), sqrt(B) (Malladi et al. 2022), D^-0.15..-0.3 measured here
-# and by Marin (dev/LOG.md).
+# eta = (0.6 k / d) sqrt(B / 900) (3.4e5 / D)^0.2, so that k = 1 is near the optimum of our own model: at d = 64,
+# C = 2e12 the vertex over a factor 4 of rates lay at 0.61 / d (dev/LOG.md 2026-11-21).
+# Exponents: 1/d for hidden matrices and head (Everett et al. 2024), sqrt(B) (Malladi et al. 2022), D^-0.15..-0.3
+# measured here and by Marin (dev/LOG.md).
 _ANCHOR_RATE = 0.6
 _ANCHOR_BATCH_TOKENS = 900.0
 _ANCHOR_TOKENS = 3.4e5
 _TOKENS_EXPONENT = 0.2
 _EMBEDDING_WIDTH = 64.0  # eta_embedding = eta d / 64: the embedding's rate does not shrink with width
 
-# Step law (Li et al. 2025, arXiv 2503.04715): 0.58 D^0.571 tokens; the second bound keeps >= 2,000 updates in short runs.
+# Step law (Li et al. 2025, arXiv 2503.04715): 0.58 D^0.571 tokens; the second bound keeps >= 2,000 updates.
 _STEP_LAW_FACTOR = 0.58
 _STEP_LAW_EXPONENT = 0.571
 _LEAST_UPDATES = 2000
