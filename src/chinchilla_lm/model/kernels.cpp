@@ -11,9 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -25,112 +23,6 @@ static inline int team_index() { return 0; }
 #endif
 
 namespace {
-
-#if defined(__AVX512F__)  // as wide as the processor's registers: compilers turn wider selects into scalar code
-constexpr int64_t LANES = 16;
-#elif defined(__AVX2__)
-constexpr int64_t LANES = 8;
-#else
-constexpr int64_t LANES = 4;
-#endif
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-
-struct bf16 {
-    uint16_t bits;
-};
-
-// `count` lanes from memory, zeros in the others. The callers' main loops pass the constant LANES.
-inline Floats load(const float* from, int64_t count) {
-    Floats x = {};
-    std::memcpy(&x, from, count == LANES ? sizeof x : count * sizeof(float));
-    return x;
-}
-inline Floats load(const bf16* from, int64_t count) {
-    Halves x = {};
-    std::memcpy(&x, from, count == LANES ? sizeof x : count * sizeof(bf16));
-    return reinterpret_cast<Floats>(__builtin_convertvector(x, Words) << 16);
-}
-inline void store(float* to, Floats x, int64_t count) {
-    std::memcpy(to, &x, count == LANES ? sizeof x : count * sizeof(float));
-}
-inline void store(bf16* to, Floats x, int64_t count) {  // round to nearest, ties to even
-#ifdef __AVX512BF16__
-    const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
-#else
-    const Words word = reinterpret_cast<Words>(x);
-    const Halves half = __builtin_convertvector((word + 0x7fffu + ((word >> 16) & 1u)) >> 16, Halves);
-#endif
-    std::memcpy(to, &half, count == LANES ? sizeof half : count * sizeof(bf16));
-}
-
-#ifdef __AVX512F__
-inline float sum(Floats x) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(x)); }
-inline float largest(Floats x) { return _mm512_reduce_max_ps(reinterpret_cast<__m512>(x)); }
-#else
-inline float sum(Floats x) {
-    for (int64_t width = LANES / 2; width > 0; width /= 2)
-        for (int64_t i = 0; i < width; i++) x[i] += x[i + width];
-    return x[0];
-}
-inline float largest(Floats x) {
-    for (int64_t width = LANES / 2; width > 0; width /= 2)
-        for (int64_t i = 0; i < width; i++) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
-    return x[0];
-}
-#endif
-
-// `count` rounded up to whole vectors, but at most `size`.
-inline int64_t round_up(int64_t count, int64_t size) {
-    const int64_t whole = (count + LANES - 1) / LANES * LANES;
-    return whole < size ? whole : size;
-}
-
-// True in the lanes below `count`.
-inline Ints first_lanes(int64_t count) {
-    Ints lane;
-    for (int64_t i = 0; i < LANES; i++) lane[i] = i;
-    return lane < static_cast<int32_t>(count);
-}
-
-// body(j, count) for j = 0, LANES, ... < size: count is LANES, but for what is left at the end.
-template <typename Body>
-inline void sweep(int64_t size, Body body) {
-    int64_t j = 0;
-    for (; j + LANES <= size; j += LANES) body(j, LANES);
-    if (j < size) body(j, size - j);
-}
-
-// exp(x) for x <= 88 = 2^whole * 2^rest, rest in [-1/2, 1/2]; relative error 3e-7 near 0, |x| 6e-8 more far from it.
-// Adding 1.5 * 2^23 rounds to a whole number, which then sits in the lowest bits. The polynomial is the minimax one of
-// degree 5 (Lawson's iteration; 7e-8). Below -87 the result is e^-87, which is 0 for all purposes here; nan stays nan.
-inline Floats exponential(Floats x) {
-    x = x < -87.0f ? Floats{} - 87.0f : x;
-    const Floats shifted = x * 1.44269504088896341f + 12582912.0f;
-    const Floats rest = x * 1.44269504088896341f - (shifted - 12582912.0f);
-    Floats p = rest * 1.3276471782e-3f + 9.6755413328e-3f;
-    p = p * rest + 5.5507132741e-2f;
-    p = p * rest + 2.4022119724e-1f;
-    p = p * rest + 6.9314696706e-1f;
-    p = p * rest + 1.0000000717f;
-    return p * reinterpret_cast<Floats>((reinterpret_cast<Words>(shifted) + 127u) << 23);
-}
-
-// 1 / x for 1 <= x < 1e35, relative error 1e-7; the processor's own division takes twice as long as all else in SwiGLU.
-inline Floats reciprocal(Floats x) {
-#ifdef __AVX512F__
-    const Floats guess = reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
-    return guess * (2.0f - x * guess);
-#else
-    return 1.0f / x;
-#endif
-}
-
-inline Floats sigmoid(Floats x) {
-    return reciprocal(1.0f + exponential(x < -80.0f ? Floats{} + 80.0f : -x));
-}
 
 // y = x / rms(x) * weight; `inverse` keeps 1 / rms(x). With `delta` the input is x + delta, which is written to `total`.
 template <typename T>
@@ -238,52 +130,49 @@ inline void turn_backward(const T* d_y, const T* x, const float* weight, const f
     });
 }
 
-struct Heads {
-    int64_t b, t, h, k, e;
-};
-
 // qkv (b, t, h + 2k, e) to q (b, h, t, e), k (b, k, t, e), v (b, k, t, e): queries and keys normed and turned.
 template <typename T>
-void heads_forward(Heads s, const T* qkv, const float* q_weight, const float* k_weight, const float* cosine,
-                   const float* sine, T* q, T* k, T* v, float* inverse, float epsilon, int threads) {
-    const int64_t all = s.h + 2 * s.k, half = s.e / 2;
+void heads_forward(const T* qkv, const float* q_weight, const float* k_weight, const float* cosine, const float* sine,
+                   T* q, T* k, T* v, float* inverse, int64_t rows, int64_t length, int64_t q_heads, int64_t k_heads,
+                   int64_t e, float epsilon, int threads) {
+    const int64_t turned = q_heads + k_heads, all = turned + k_heads, half = e / 2;
     PARALLEL
-    for (int64_t i = 0; i < s.b * s.t; i++) {
-        const int64_t row = i / s.t, t = i % s.t;
-        const T* x = qkv + i * all * s.e;
-        const float *c = cosine + t * half, *sn = sine + t * half;
-        for (int64_t h = 0; h < s.h; h++)
-            inverse[i * (s.h + s.k) + h] = turn_forward(x + h * s.e, q_weight, c, sn,
-                                                           q + ((row * s.h + h) * s.t + t) * s.e, s.e, epsilon);
-        for (int64_t h = 0; h < s.k; h++) {
-            const int64_t to = ((row * s.k + h) * s.t + t) * s.e;
-            inverse[i * (s.h + s.k) + s.h + h] =
-                turn_forward(x + (s.h + h) * s.e, k_weight, c, sn, k + to, s.e, epsilon);
-            std::memcpy(v + to, x + (s.h + s.k + h) * s.e, s.e * sizeof(T));
+    for (int64_t i = 0; i < rows * length; i++) {
+        const int64_t row = i / length, t = i % length;
+        const T* x = qkv + i * all * e;
+        const float *c = cosine + t * half, *s = sine + t * half;
+        float* r = inverse + i * turned;
+        for (int64_t h = 0; h < q_heads; h++)
+            r[h] = turn_forward(x + h * e, q_weight, c, s, q + ((row * q_heads + h) * length + t) * e, e, epsilon);
+        for (int64_t h = 0; h < k_heads; h++) {
+            const int64_t to = ((row * k_heads + h) * length + t) * e;
+            r[q_heads + h] = turn_forward(x + (q_heads + h) * e, k_weight, c, s, k + to, e, epsilon);
+            std::memcpy(static_cast<void*>(v + to), x + (turned + h) * e, e * sizeof(T));
         }
     }
 }
 
 // The reverse; d_q_weight and d_k_weight are (threads, e) of zeros, one row for each thread.
 template <typename T>
-void heads_backward(Heads s, const T* d_q, const T* d_k, const T* d_v, const T* qkv, const float* q_weight,
+void heads_backward(const T* d_q, const T* d_k, const T* d_v, const T* qkv, const float* q_weight,
                     const float* k_weight, const float* cosine, const float* sine, const float* inverse, T* d_qkv,
-                    float* d_q_weight, float* d_k_weight, int threads) {
-    const int64_t all = s.h + 2 * s.k, half = s.e / 2;
+                    float* d_q_weight, float* d_k_weight, int64_t rows, int64_t length, int64_t q_heads,
+                    int64_t k_heads, int64_t e, int threads) {
+    const int64_t turned = q_heads + k_heads, all = turned + k_heads, half = e / 2;
     PARALLEL
-    for (int64_t i = 0; i < s.b * s.t; i++) {
-        const int64_t row = i / s.t, t = i % s.t;
-        const T* x = qkv + i * all * s.e;
-        T* dx = d_qkv + i * all * s.e;
-        const float *c = cosine + t * half, *sn = sine + t * half, *r = inverse + i * (s.h + s.k);
-        for (int64_t h = 0; h < s.h; h++)
-            turn_backward(d_q + ((row * s.h + h) * s.t + t) * s.e, x + h * s.e, q_weight, c, sn, r[h],
-                             dx + h * s.e, d_q_weight + team_index() * s.e, s.e);
-        for (int64_t h = 0; h < s.k; h++) {
-            const int64_t from = ((row * s.k + h) * s.t + t) * s.e;
-            turn_backward(d_k + from, x + (s.h + h) * s.e, k_weight, c, sn, r[s.h + h], dx + (s.h + h) * s.e,
-                             d_k_weight + team_index() * s.e, s.e);
-            std::memcpy(dx + (s.h + s.k + h) * s.e, d_v + from, s.e * sizeof(T));
+    for (int64_t i = 0; i < rows * length; i++) {
+        const int64_t row = i / length, t = i % length;
+        const T* x = qkv + i * all * e;
+        T* dx = d_qkv + i * all * e;
+        const float *c = cosine + t * half, *s = sine + t * half, *r = inverse + i * turned;
+        for (int64_t h = 0; h < q_heads; h++)
+            turn_backward(d_q + ((row * q_heads + h) * length + t) * e, x + h * e, q_weight, c, s, r[h], dx + h * e,
+                          d_q_weight + team_index() * e, e);
+        for (int64_t h = 0; h < k_heads; h++) {
+            const int64_t from = ((row * k_heads + h) * length + t) * e, at = (q_heads + h) * e;
+            turn_backward(d_k + from, x + at, k_weight, c, s, r[q_heads + h], dx + at, d_k_weight + team_index() * e,
+                          e);
+            std::memcpy(static_cast<void*>(dx + (turned + h) * e), d_v + from, e * sizeof(T));
         }
     }
 }
@@ -418,61 +307,26 @@ void embed_backward(const T* d_y, const int64_t* ids, float* d_table, int64_t n,
     }
 }
 
+struct Entry {
+    const char* name;
+    void* address;
+};
+
+#define BOTH(function)                                            \
+    {#function "_f32", reinterpret_cast<void*>(function<float>)}, \
+        {#function "_bf16", reinterpret_cast<void*>(function<bf16>)}
+
+const Entry entries[] = {
+    BOTH(norm_forward),    BOTH(norm_backward),    BOTH(heads_forward),  BOTH(heads_backward),
+    BOTH(softmax_forward), BOTH(softmax_backward), BOTH(swiglu_forward), BOTH(swiglu_backward),
+    BOTH(cross_entropy),   BOTH(embed_forward),    BOTH(embed_backward),
+};
+
 }  // namespace
 
-#define EXPORT(T, suffix)                                                                                              \
-    extern "C" void norm_forward_##suffix(const T* x, const T* delta, const float* weight, T* total, T* y,             \
-                                          float* inverse, int64_t n, int64_t d, float epsilon, int threads) {          \
-        norm_forward<T>(x, delta, weight, total, y, inverse, n, d, epsilon, threads);                                  \
-    }                                                                                                                  \
-    extern "C" void norm_backward_##suffix(const T* d_y, const T* d_total, const T* x, const float* weight,            \
-                                           const float* inverse, T* d_x, float* d_weight, int64_t n, int64_t d,        \
-                                           int threads) {                                                              \
-        norm_backward<T>(d_y, d_total, x, weight, inverse, d_x, d_weight, n, d, threads);                              \
-    }                                                                                                                  \
-    extern "C" void heads_forward_##suffix(const T* qkv, const float* q_weight, const float* k_weight,                 \
-                                           const float* cosine, const float* sine, T* q, T* k, T* v, float* inverse,   \
-                                           int64_t b, int64_t t, int64_t h, int64_t kv, int64_t e, float epsilon,      \
-                                           int threads) {                                                              \
-        const Heads s = {b, t, h, kv, e};                                                                              \
-        heads_forward<T>(s, qkv, q_weight, k_weight, cosine, sine, q, k, v, inverse, epsilon, threads);                \
-    }                                                                                                                  \
-    extern "C" void heads_backward_##suffix(const T* d_q, const T* d_k, const T* d_v, const T* qkv,                    \
-                                            const float* q_weight, const float* k_weight, const float* cosine,         \
-                                            const float* sine, const float* inverse, T* d_qkv, float* d_q_weight,      \
-                                            float* d_k_weight, int64_t b, int64_t t, int64_t h, int64_t kv, int64_t e, \
-                                            int threads) {                                                             \
-        const Heads s = {b, t, h, kv, e};                                                                              \
-        heads_backward<T>(s, d_q, d_k, d_v, qkv, q_weight, k_weight, cosine, sine, inverse, d_qkv, d_q_weight,         \
-                          d_k_weight, threads);                                                                        \
-    }                                                                                                                  \
-    extern "C" void softmax_forward_##suffix(T* scores, float* scratch, int64_t rows, int64_t t, float scale,          \
-                                             int threads) {                                                            \
-        softmax_forward<T>(scores, scratch, rows, t, scale, threads);                                                  \
-    }                                                                                                                  \
-    extern "C" void softmax_backward_##suffix(const T* weights, T* d_weights, int64_t rows, int64_t t, float scale,    \
-                                              int threads) {                                                           \
-        softmax_backward<T>(weights, d_weights, rows, t, scale, threads);                                              \
-    }                                                                                                                  \
-    extern "C" void swiglu_forward_##suffix(const T* gate_up, T* y, int64_t n, int64_t f, int threads) {               \
-        swiglu_forward<T>(gate_up, y, n, f, threads);                                                                  \
-    }                                                                                                                  \
-    extern "C" void swiglu_backward_##suffix(const T* d_y, const T* gate_up, T* d_gate_up, int64_t n, int64_t f,       \
-                                             int threads) {                                                            \
-        swiglu_backward<T>(d_y, gate_up, d_gate_up, n, f, threads);                                                    \
-    }                                                                                                                  \
-    extern "C" void cross_entropy_##suffix(T* logits, const int64_t* targets, float* losses, float* scratch,           \
-                                           int64_t n, int64_t v, int keep, int threads) {                              \
-        cross_entropy<T>(logits, targets, losses, scratch, n, v, keep, threads);                                       \
-    }                                                                                                                  \
-    extern "C" void embed_forward_##suffix(const float* table, const int64_t* ids, T* y, int64_t n, int64_t d,         \
-                                           int threads) {                                                              \
-        embed_forward<T>(table, ids, y, n, d, threads);                                                                \
-    }                                                                                                                  \
-    extern "C" void embed_backward_##suffix(const T* d_y, const int64_t* ids, float* d_table, int64_t n, int64_t d,    \
-                                            int threads) {                                                             \
-        embed_backward<T>(d_y, ids, d_table, n, d, threads);                                                           \
-    }
-
-EXPORT(float, f32)
-EXPORT(bf16, bf16)
+// The address of a function by name and element type, such as "norm_forward_bf16"; null if there is none.
+extern "C" void* find_kernel(const char* name) {
+    for (const Entry& entry : entries)
+        if (std::strcmp(entry.name, name) == 0) return entry.address;
+    return nullptr;
+}

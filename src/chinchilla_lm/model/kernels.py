@@ -45,27 +45,29 @@ _functions: dict[tuple[str, torch.dtype], Any] = {}
 
 
 def bind(library: ctypes.CDLL) -> None:
-    """Makes a compiled kernels.cpp the one that these functions call, for the whole process."""
+    """Makes a compiled kernels.cpp the one that these functions call, for the whole process.
+
+    Raises:
+        AttributeError: the library is not a kernels.cpp.
+    """
+    find = library.find_kernel
+    find.argtypes, find.restype = [ctypes.c_char_p], ctypes.c_void_p
     for name, kinds in _SIGNATURES.items():
         for dtype, suffix in _SUFFIXES.items():
-            function = getattr(library, f"{name}_{suffix}")
-            function.argtypes = [_KINDS[kind] for kind in kinds]
-            function.restype = None
-            _functions[name, dtype] = function
-
-
-def is_bound() -> bool:
-    """Whether `bind` was called."""
-    return bool(_functions)
+            address = find(f"{name}_{suffix}".encode())
+            assert address, name
+            _functions[name, dtype] = ctypes.CFUNCTYPE(None, *(_KINDS[kind] for kind in kinds))(address)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """RMSNorm over the last axis, as `layers.RMSNorm`: x (..., d), weight (d) float32."""
+    assert weight.dtype == torch.float32
     return _Norm.apply(x, weight, epsilon)
 
 
 def add_norm(x: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(x + delta, RMSNorm of it): the stream after a branch and the input of the next branch, in one pass."""
+    assert weight.dtype == torch.float32
     return _AddNorm.apply(x, delta, weight, epsilon)
 
 
@@ -94,6 +96,7 @@ def rotary_heads(
         q (b, h, t, e), k (b, k, t, e), v (b, k, t, e).
     """
     q_weight, k_weight = norm_weights or (None, None)
+    assert all(x is None or x.dtype == torch.float32 for x in (q_weight, k_weight, *tables))
     return _RotaryHeads.apply(qkv_bte, q_weight, k_weight, tables, heads, epsilon)
 
 
@@ -130,6 +133,7 @@ def embed(table_vd: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         ModelError: an id has no row.
     """
+    assert table_vd.dtype == torch.float32
     least, largest = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
     if least < 0 or largest >= len(table_vd):
         outside = least if least < 0 else largest
@@ -142,6 +146,7 @@ def _run(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None)
     values = []
     for argument in arguments:
         if isinstance(argument, Tensor):
+            assert argument.is_cpu, name
             assert argument.is_contiguous(), name
             values.append(argument.data_ptr())
         else:
