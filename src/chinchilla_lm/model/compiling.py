@@ -1,7 +1,7 @@
 """Make a model's training step fast: our own CPU kernels, or torch.compile block by block; and say which, and why not.
 
 Measured on one core of a busy Xeon with AMX (bench/model_step.py: best of 9 interleaved rounds; d_model 128, 5 layers,
-vocab 1024, 8 x 256 tokens), tokens/s in bfloat16: plain 10,500, torch.compile of one block 19,500, `kernels.cpp` 22,100;
+vocab 1024, 8 x 256 tokens), tokens/s in bfloat16: plain 10,500, torch.compile of a block 19,500, `kernels.cpp` 22,100;
 in float32: 7,200, 9,000 and 10,300. The first step took 180 s with torch.compile, 20 to 30 s with its cache warm;
 `kernels.cpp` takes 3 to 8 s to compile, once a machine, and nothing later.
 A missing or broken compiler never stops a run: the plain form is used and the reason returned.
