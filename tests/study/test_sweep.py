@@ -23,7 +23,7 @@ def parabola(best: float) -> list[float]:
     return [4 + 0.05 * (math.log(k) - math.log(best)) ** 2 for k in (0.5, 1.0, 2.0)]
 
 
-@pytest.mark.parametrize("best", [0.5, 0.6, 1.6, 2.5])
+@pytest.mark.parametrize("best", [0.5, 0.6, 1.7, 2.5])
 def test_the_probe_finds_the_vertex_of_a_parabola(best):
     assert best_scale([0.5, 1.0, 2.0], parabola(best)) == pytest.approx(best, rel=0.01)
 

@@ -13,12 +13,13 @@ from chinchilla_lm.data.tokenizer import load_tokenizer
 from chinchilla_lm.evals.perplexity import evaluate
 from chinchilla_lm.generate.engine import generate
 from chinchilla_lm.generate.sampling import Sampling
+from chinchilla_lm.model.compiling import compile_blocks
 from chinchilla_lm.model.huggingface import load_model, save_model
 from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.report.card import model_card
 from chinchilla_lm.study.directory import RunDirectory
 
-_SAMPLE_TOKENS = 200
+_SAMPLE_TOKENS = 160
 _SAMPLE_PROMPT_TOKENS = 24
 _SAMPLE_TEMPERATURES = (0.0, 0.8)
 # Windows that transformers is asked for as well; its loss must agree with ours to rounding.
@@ -36,6 +37,7 @@ def export_and_evaluate(directory: RunDirectory, model: Transformer, manifest: M
     """
     save_model(model, directory.model, tokenizer_folder=manifest.tokenizer_folder)
     saved = load_model(directory.model)
+    compile_blocks(saved)
     result = evaluate(saved, heldout)
     made = read_json(directory.forecast)
     write_json(

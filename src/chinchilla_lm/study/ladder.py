@@ -28,8 +28,8 @@ MOST_RUNGS = 5
 LEAST_TOKENS_PER_PARAM, MOST_TOKENS_PER_PARAM = 1.0, 150.0  # outside this corridor the law's form is extrapolated
 MOST_EPOCHS = 4.0  # repeated data is nearly as good as fresh up to four epochs (Muennighoff et al. 2023)
 SIZE_RATIO = RUNG_SPACING**0.5  # N* grows as C^.5: the optimum of a rung is the next size of the rung below
-# Of block and head parameters. Fewer than the 16 that were best for equal FLOPs at 1e12..1e13 with 512 entries: tokens of
-# a larger vocabulary hold more text, and wide models do more FLOPs a second, so for equal seconds the optimum is wider.
+# Of block and head parameters. Fewer than the 16 that were best for equal FLOPs at 1e12..1e13 with 512 entries: tokens
+# of a larger vocabulary hold more text, and wide models do more FLOPs a second: for equal seconds the optimum is wider.
 _PRIOR_TOKENS_PER_PARAM = 8.0
 _SIZES_PER_RUNG = 3
 LEAST_WIDTH = 16  # of a trial; with a head_dim of 32 it still is a Transformer

@@ -27,8 +27,8 @@ from chinchilla_lm.study.registry import Registry
 from chinchilla_lm.study.trial import TrialSpec, design_tokens_for, run_trial, trunk_reaches
 
 _PROBE_SCALES = (0.5, 1.0, 2.0)
-# The optimum of k is flat: moving it by less than this gains under .2 % and would cost the centre trial again.
-_KEEP_SCALE_WITHIN = math.log(1.25)
+# The optimum of k is flat: moving it by less than this gains about .1 % and would cost the centre trial again.
+_KEEP_SCALE_WITHIN = math.log(1.4)
 _LEAST_SCALE, _MOST_SCALE = 0.35, 2.8
 
 
