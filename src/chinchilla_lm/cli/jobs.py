@@ -30,7 +30,7 @@ def run(  # noqa: PLR0913 - a command has as many arguments as options
     context: int = 0,
     threads: int = 0,
     dtype: DTypeChoice = "auto",
-    sweep_share: float = 0.3,
+    sweep_share: float = 0.35,
     least_rung_flops: float = 3e11,
     json: JsonFlag = False,
 ) -> None:  # fmt: skip
@@ -71,7 +71,7 @@ def sweep(  # noqa: PLR0913
     context: int = 0,
     threads: int = 0,
     dtype: DTypeChoice = "auto",
-    sweep_share: float = 0.3,
+    sweep_share: float = 0.35,
     least_rung_flops: float = 3e11,
     json: JsonFlag = False,
 ) -> None:  # fmt: skip
@@ -91,7 +91,8 @@ def sweep(  # noqa: PLR0913
         json: Print one JSON document, the forecast record.
     """
     # torch takes seconds to import
-    from chinchilla_lm.study.run import forecast_sentence, run_sweep_only
+    from chinchilla_lm.study.run import run_sweep_only
+    from chinchilla_lm.study.stages import forecast_sentence
 
     config = _study_config(corpus, budget, seed, vocab, context, threads, dtype, sweep_share, least_rung_flops)
     folder = out or default_run_directory(corpus, budget)

@@ -1,0 +1,131 @@
+"""The main job end to end, as a user runs it: small, on real text (this interpreter's standard library)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chinchilla_lm.core.records import read_records
+
+# Far below where laws hold: it is the machinery that is tested, the forecast only for being made and kept.
+WORDS = ("run", "--budget", "3e11", "--least-rung-flops", "6e9", "--vocab", "300", "--context", "32", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for name in ("argparse", "ast", "datetime", "decimal", "doctest", "inspect", "tarfile", "typing"):
+        source = Path(os.__file__).with_name(f"{name}.py")
+        if source.exists():
+            (folder / source.name).write_text(source.read_text())
+    return folder
+
+
+def command(corpus: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "chinchilla_lm.cli.main", *WORDS, "--corpus", str(corpus), "--out", str(out), "--json"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """Return (run directory, the JSON document it printed)."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    done = subprocess.run(command(corpus, out), capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout)
+
+
+def test_the_document_has_the_keys_that_scripts_rely_on(finished):
+    out, document = finished
+    wanted = {"run_dir", "model_dir", "report", "flops_spent", "law", "plan", "predicted", "actual", "bits_per_byte"}
+    assert wanted <= set(document)
+    assert {"E", "A", "B", "alpha", "beta", "a", "b", "intervals", "warnings", "n_runs"} <= set(document["law"])
+    assert "</html>" in Path(document["report"]).read_text()
+    assert document["predicted"]["low"] < document["predicted"]["loss"] < document["predicted"]["high"]
+
+
+def test_the_budget_is_kept_within_a_tenth(finished):
+    assert finished[1]["flops_spent"] == pytest.approx(3e11, rel=0.1)
+
+
+def test_the_forecast_was_written_before_the_training_began(finished):
+    out, _ = finished
+    stages = [record["stage"] for record in read_records(out / "stages.jsonl", "stage/1")]
+    assert stages == ["measure", "prepare", "sweep", "forecast", "train", "evaluate", "report"]
+    first_training_record = (out / "train" / "records.jsonl").stat()
+    assert (out / "forecast.json").stat().st_mtime_ns <= first_training_record.st_mtime_ns
+
+
+def test_a_forecast_below_the_floor_is_not_called_established(finished):
+    out, document = finished
+    assert document["predicted"]["established"] is False
+    assert any("1e+12" in reason for reason in json.loads((out / "forecast.json").read_text())["reasons"])
+
+
+def test_transformers_loads_the_folder_and_finds_the_same_loss(finished):
+    out, _ = finished
+    check = json.loads((out / "eval.json").read_text())["transformers_check"]
+    assert abs(check["difference"]) < 1e-4
+    assert check["tokens"] > 0
+
+
+def test_the_trained_model_beats_the_best_trial_of_the_sweep(finished):
+    out, document = finished
+    trials = read_records(out / "sweep" / "records.jsonl", "trial/1")
+    assert document["actual"]["loss"] < min(record["loss"] for record in trials if record["status"] == "done")
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(finished, corpus):
+    out, document = finished
+    before = (out / "model" / "model.safetensors").stat().st_mtime_ns
+    done = subprocess.run(command(corpus, out), capture_output=True, text=True, env=environment(), check=True)
+    again = json.loads(done.stdout)
+    assert again["actual"] == document["actual"]
+    assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_request_in_the_same_directory_is_refused_in_one_line(finished, corpus):
+    words = [word if word != "3e11" else "4e11" for word in command(corpus, finished[0])]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 2
+    assert "budget was '3e11', now '4e11'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants_the_same_command_ends_at_bit_identical_weights(finished, corpus, tmp_path):
+    seconds = sum(record["seconds"] for record in read_records(finished[0] / "stages.jsonl", "stage/1"))
+    out, rng, kills = tmp_path / "run", random.Random(0), 0
+    # The measurements may choose another number format; everything else is a function of the request.
+    out.mkdir()
+    for name in ("config.toml", "env.json"):
+        (out / name).write_bytes((finished[0] / name).read_bytes())
+    stage = next(line for line in (finished[0] / "stages.jsonl").read_text().splitlines() if '"measure"' in line)
+    (out / "stages.jsonl").write_text(stage + "\n")
+    while True:
+        job = subprocess.Popen(command(corpus, out), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+        try:
+            job.wait(timeout=rng.uniform(3.0, seconds / 2) if kills < 8 else None)
+            break
+        except subprocess.TimeoutExpired:
+            job.send_signal(signal.SIGKILL)
+            job.wait()
+            kills += 1
+            time.sleep(1.0)  # orphaned workers end at their next report
+    assert kills >= 3
+    digests = [
+        hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest() for folder in (finished[0], out)
+    ]
+    assert digests[0] == digests[1]
