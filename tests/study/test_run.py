@@ -31,7 +31,17 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def command(corpus: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "chinchilla_lm.cli.main", *WORDS, "--corpus", str(corpus), "--out", str(out), "--json"]
+    return [
+        sys.executable,
+        "-m",
+        "chinchilla_lm.cli.main",
+        *WORDS,
+        "--corpus",
+        str(corpus),
+        "--out",
+        str(out),
+        "--json",
+    ]
 
 
 def environment() -> dict[str, str]:
@@ -115,7 +125,9 @@ def test_killed_at_random_instants_the_same_command_ends_at_bit_identical_weight
     stage = next(line for line in (finished[0] / "stages.jsonl").read_text().splitlines() if '"measure"' in line)
     (out / "stages.jsonl").write_text(stage + "\n")
     while True:
-        job = subprocess.Popen(command(corpus, out), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+        job = subprocess.Popen(
+            command(corpus, out), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+        )
         try:
             job.wait(timeout=rng.uniform(3.0, seconds / 2) if kills < 8 else None)
             break
@@ -126,6 +138,7 @@ def test_killed_at_random_instants_the_same_command_ends_at_bit_identical_weight
             time.sleep(1.0)  # orphaned workers end at their next report
     assert kills >= 3
     digests = [
-        hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest() for folder in (finished[0], out)
+        hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+        for folder in (finished[0], out)
     ]
     assert digests[0] == digests[1]

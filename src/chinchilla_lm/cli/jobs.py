@@ -8,6 +8,7 @@ from __future__ import annotations
 import json as json_format
 import re
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,87 +21,65 @@ JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 DTypeChoice = Literal["auto", "float32", "bfloat16"]
 
 
-def run(  # noqa: PLR0913 - a command has as many arguments as options
-    *,
-    corpus: tuple[str, ...] = ("stdlib",),
-    budget: str = "5m",
-    out: Path | None = None,
-    seed: int = 0,
-    vocab: int = 0,
-    context: int = 0,
-    threads: int = 0,
-    dtype: DTypeChoice = "auto",
-    sweep_share: float = 0.35,
-    least_rung_flops: float = 3e11,
-    json: JsonFlag = False,
-) -> None:  # fmt: skip
-    """From text and a budget to a model: sweep, law, forecast, training, evaluation, report.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """The request, as `run` and `sweep` share it."""
 
-    Args:
-        corpus: Files, folders or globs of text; "stdlib" is Python's own standard library (no download).
-        budget: What sweep and final run may spend together: 5m, 2h, or FLOPs such as 1e15.
-        out: The run directory; the same command in it resumes. By default runs/CORPUS-BUDGET.
-        seed: Of weights, data order and held-out split.
-        vocab: Entries of the tokenizer; 0 follows the vocabulary law.
-        context: Tokens in a window; 0 follows the compute.
-        threads: Processor cores to use; 0 takes all.
-        dtype: Number format of matmuls; auto takes the faster one, measured.
-        sweep_share: Part of the budget for the sweep.
-        least_rung_flops: The cheapest rung allowed; below 1e12 the forecast is rough.
-        json: Print one JSON document on stdout.
-    """
+    corpus: tuple[str, ...] = ("stdlib",)
+    """Files, folders or globs of text; "stdlib" is Python's own standard library (no download)."""
+    budget: str = "5m"
+    """What sweep and final run may spend together: 5m, 2h, or FLOPs such as 1e15."""
+    out: Path | None = None
+    """The run directory; the same command in it resumes. By default runs/CORPUS-BUDGET."""
+    seed: int = 0
+    """Of weights, data order and held-out split."""
+    vocab: int = 0
+    """Entries of the tokenizer; 0 follows the vocabulary law."""
+    context: int = 0
+    """Tokens in a window; 0 follows the compute."""
+    threads: int = 0
+    """Processor cores to use; 0 takes all."""
+    dtype: DTypeChoice = "auto"
+    """Number format of matmuls; auto takes the faster one, measured."""
+    sweep_share: float = 0.35
+    """Part of the budget for the sweep."""
+    least_rung_flops: float = 3e11
+    """The cheapest rung wanted; below 1e12 the forecast is rough."""
+    json: JsonFlag = False
+    """Print one JSON document on stdout."""
+
+    def folder(self) -> Path:
+        """Return the run directory."""
+        return self.out or default_run_directory(self.corpus, self.budget)
+
+
+DEFAULT_OPTIONS = StudyOptions()
+
+
+def run(options: StudyOptions = DEFAULT_OPTIONS) -> None:
+    """From text and a budget to a model: sweep, law, forecast, training, evaluation, report."""
     # torch takes seconds to import
     from chinchilla_lm.study.run import run_study
 
-    config = _study_config(corpus, budget, seed, vocab, context, threads, dtype, sweep_share, least_rung_flops)
-    folder = out or default_run_directory(corpus, budget)
     with _display() as display:
-        result = run_study(config, folder, display)
-    if json:
+        result = run_study(_study_config(options), options.folder(), display)
+    if options.json:
         print(json_format.dumps(_run_json(result), ensure_ascii=False, allow_nan=False))
     _print_result(result)
 
 
-def sweep(  # noqa: PLR0913
-    *,
-    corpus: tuple[str, ...] = ("stdlib",),
-    budget: str = "5m",
-    out: Path | None = None,
-    seed: int = 0,
-    vocab: int = 0,
-    context: int = 0,
-    threads: int = 0,
-    dtype: DTypeChoice = "auto",
-    sweep_share: float = 0.35,
-    least_rung_flops: float = 3e11,
-    json: JsonFlag = False,
-) -> None:  # fmt: skip
-    """Only the first half of `run`: measure, sweep, law, forecast and plan. `run` with the same words continues it.
-
-    Args:
-        corpus: As for run.
-        budget: Of the whole job; the sweep takes its share.
-        out: The run directory.
-        seed: Of weights, data order and held-out split.
-        vocab: Entries of the tokenizer; 0 follows the vocabulary law.
-        context: Tokens in a window; 0 follows the compute.
-        threads: Processor cores to use; 0 takes all.
-        dtype: Number format of matmuls.
-        sweep_share: Part of the budget for the sweep.
-        least_rung_flops: The cheapest rung allowed.
-        json: Print one JSON document, the forecast record.
-    """
+def sweep(options: StudyOptions = DEFAULT_OPTIONS) -> None:
+    """Only the first half of `run`: measure, sweep, law, forecast and plan; `run` with the same words continues it."""
     # torch takes seconds to import
     from chinchilla_lm.study.run import run_sweep_only
     from chinchilla_lm.study.stages import forecast_sentence
 
-    config = _study_config(corpus, budget, seed, vocab, context, threads, dtype, sweep_share, least_rung_flops)
-    folder = out or default_run_directory(corpus, budget)
     with _display() as display:
-        forecast = run_sweep_only(config, folder, display)
-    if json:
+        forecast = run_sweep_only(_study_config(options), options.folder(), display)
+    if options.json:
         print(json_format.dumps(forecast, ensure_ascii=False, allow_nan=False))
-    _people().print(f"{forecast_sentence(forecast)}\nplan: {folder / 'plan.toml'}", markup=False)
+    _people().print(f"{forecast_sentence(forecast)}\nplan: {options.folder() / 'plan.toml'}", markup=False)
 
 
 def prepare(
@@ -174,13 +153,11 @@ def default_run_directory(corpus: tuple[str, ...], budget: str) -> Path:
     return Path("runs") / name[:80]
 
 
-def _study_config(*values: Any) -> Any:
+def _study_config(options: StudyOptions) -> Any:
     from chinchilla_lm.study.request import StudyConfig
 
-    names = (
-        "corpus", "budget", "seed", "vocab", "context", "threads", "dtype", "sweep_share", "least_rung_flops"
-    )  # fmt: skip
-    return StudyConfig(**dict(zip(names, values, strict=True)))
+    words = {name: value for name, value in vars(options).items() if name not in ("out", "json")}
+    return StudyConfig(**words)
 
 
 def _display() -> Any:

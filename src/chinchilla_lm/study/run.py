@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.core.files import read_json
+from chinchilla_lm.data.documents import read_documents
 from chinchilla_lm.data.manifest import Manifest
 from chinchilla_lm.study.directory import open_run
 from chinchilla_lm.study.machine import device_name
@@ -18,6 +20,9 @@ from chinchilla_lm.study.progress import Progress, Quiet
 from chinchilla_lm.study.request import StudyConfig, allowance_of
 from chinchilla_lm.study.stages import Study
 from chinchilla_lm.train.config import TrainConfig
+
+# Less than this leaves too few held-out windows to tell two models apart, and nothing to learn from.
+LEAST_TEXT_BYTES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +60,8 @@ def run_study(config: StudyConfig, out: Path, progress: Progress | None = None) 
     Raises:
         ChinchillaError: the request is wrong, or the work failed; the line says the way out.
     """
-    progress = progress or Quiet()
-    allowance = allowance_of(config, device_name())
-    directory = open_run(out, config)
-    study = Study(config, allowance, directory, progress)
+    study = _open_study(config, out, progress)
+    directory = study.directory
     environment, manifest, plan = _plan_study(study)
     model = study.train(plan, manifest, environment)
     study.finish(model, manifest)
@@ -86,9 +89,29 @@ def run_sweep_only(config: StudyConfig, out: Path, progress: Progress | None = N
     Raises:
         ChinchillaError: as `run_study`.
     """
-    directory = open_run(out, config)
-    _plan_study(Study(config, allowance_of(config, device_name()), directory, progress or Quiet()))
-    return read_json(directory.forecast)
+    study = _open_study(config, out, progress)
+    _plan_study(study)
+    return read_json(study.directory.forecast)
+
+
+def _open_study(config: StudyConfig, out: Path, progress: Progress | None) -> Study:
+    """Check the request before anything is written or measured."""
+    allowance = allowance_of(config, device_name())
+    if not (out / "config.toml").exists():
+        _check_text(config.corpus)
+    return Study(config, allowance, open_run(out, config), progress or Quiet())
+
+
+def _check_text(corpus: tuple[str, ...]) -> None:
+    size = 0
+    for document in read_documents(corpus):
+        size += len(document.text.encode())
+        if size >= LEAST_TEXT_BYTES:
+            return
+    raise DataError(
+        f"{', '.join(corpus)} has {size:,} bytes of text, and a study needs {LEAST_TEXT_BYTES:,} to train and test on; "
+        "give more text, or try --corpus stdlib"
+    )
 
 
 def _plan_study(study: Study) -> tuple[dict[str, Any], Manifest, TrainConfig]:

@@ -230,9 +230,10 @@ class Study:
                     "evaluate", f"{heldout.tokens:,} held-out tokens, samples, a check with transformers"
                 )
                 finish.export_and_evaluate(self.directory, model, manifest, heldout)
-        with self.directory.stage("report"):
-            write_report(self.directory.path)
-            finish.write_card(self.directory)
+        if not self.directory.is_finished("report"):
+            with self.directory.stage("report"):
+                finish.write_card(self.directory)
+                write_report(self.directory.path)
         self.progress.stage("report", str(self.directory.report))
 
     def _job(
