@@ -27,7 +27,7 @@ from chinchilla_lm.study.registry import Registry
 from chinchilla_lm.study.trial import TrialSpec, design_tokens_for, run_trial, trunk_reaches
 
 _PROBE_SCALES = (0.5, 1.0, 2.0)
-# k moves only where the parabola promises more than seeds scatter: three probes of the same size gave .74, 1.2 and 1.4 at
+# k moves only where the parabola promises more than seeds scatter: three probes of one size gave .74, 1.2 and 1.4 at
 # nearly the same compute, all within this of the loss at k = 1 (dev/LOG.md 2026-11-21).
 _LEAST_GAIN = 0.003
 _LEAST_SCALE, _MOST_SCALE = 0.35, 2.8
