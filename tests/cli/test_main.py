@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,8 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(words, said, capsys, tmp_pa
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.out == ""
-    assert len(captured.err.strip().splitlines()) == 1
+    assert [line.startswith("chinchilla: ") for line in captured.err.strip().splitlines()].count(True) == 1
+    assert "Traceback" not in captured.err
     assert list(tmp_path.iterdir()) == [], "a refused request leaves nothing behind"
 
 
@@ -57,3 +59,9 @@ def test_text_that_cannot_be_used_is_refused_naming_the_way_out(content, capsys,
 def test_run_directories_are_named_after_the_request():
     assert str(default_run_directory(("stdlib",), "5m")) == "runs/stdlib-5m"
     assert str(default_run_directory(("../my books/", "b.txt"), "8 H100-hours")) == "runs/my-books-b.txt-8-H100-hours"
+
+
+def test_the_page_of_commands_is_what_the_commands_say():
+    script = Path(__file__).parents[2] / "docs" / "make_pages.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or "docs/commands.md is stale: run make docs"

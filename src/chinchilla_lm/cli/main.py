@@ -12,7 +12,7 @@ import sys
 # Huge pages for torch's buffers: +2..13 % in training on a CPU (dev/LOG.md); torch reads it when it is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from chinchilla_lm import __version__
@@ -23,6 +23,7 @@ app = App(
     name="chinchilla",
     help="Compute-optimal language models: from text and a budget to a model whose loss was said before training.",
     version=__version__,
+    default_parameter=Parameter(negative_iterable=()),
 )
 app.command(jobs.run)
 app.command(jobs.prepare)

@@ -1,0 +1,41 @@
+"""Write docs/commands.md from the commands' own help, so that the page cannot drift; `--check` only compares.
+
+Run: make docs
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from chinchilla_lm.cli.main import app
+
+PAGE = Path(__file__).with_name("commands.md")
+COMMANDS = ("", "run", "sweep", "prepare", "train", "eval", "generate", "plan", "fit")
+
+
+def commands_page() -> str:
+    """Return the page: the help of `chinchilla` and of each command."""
+    parts = ["# Commands\n\nWritten by `make docs` from the commands' own help.\n"]
+    for command in COMMANDS:
+        out = io.StringIO()
+        app.help_print([command] if command else [], console=Console(file=out, width=100, no_color=True))
+        text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip()
+        parts.append(f"## chinchilla {command}".rstrip() + f"\n\n```\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Write or check the page; return the exit code."""
+    page = commands_page()
+    if "--check" in sys.argv[1:]:
+        return 0 if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page else 1
+    PAGE.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
