@@ -8,6 +8,7 @@ The result depends on the texts and the arguments only, not on the machine or on
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -114,6 +115,9 @@ class Spool:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._stream.close()
         self._path.unlink(missing_ok=True)
+        if kind is not None:
+            with contextlib.suppress(OSError):  # a folder with finished parts in it stays
+                self._path.parent.rmdir()
 
     def fill(self, sources: Sequence[str], tally: ReadTally) -> dict[str, int]:
         """Read all documents; of equal texts the first is kept, as held-out text if any copy is.
