@@ -14,7 +14,7 @@ from chinchilla_lm.laws.shapes import shape_on_path
 from chinchilla_lm.study.decide import flat_band, rank_candidates
 from chinchilla_lm.study.registry import Registry
 from chinchilla_lm.study.sweep import best_scale, ladder_runs
-from chinchilla_lm.study.trial import TrialSpec, design_tokens_for, trunk_config, trunk_reaches
+from chinchilla_lm.study.trial import TrialSpec, trunk_config, trunk_reaches
 
 SHAPE = shape_on_path(64, vocab=1024, context=128)
 
@@ -42,9 +42,7 @@ def test_diverged_probes_are_left_out():
 
 def test_a_trunk_has_room_for_one_rung_up_and_no_cooldown_of_its_own():
     tokens = 1e6
-    spec = TrialSpec(
-        trial="t", purpose="ladder", rung=0, flops=1e12, shape=SHAPE, design_tokens=design_tokens_for(tokens)
-    )
+    spec = TrialSpec(trial="t", purpose="ladder", rung=0, flops=1e12, shape=SHAPE, design_tokens=tokens)
     trunk = trunk_config(spec)
     assert trunk.schedule.decay_steps == 0
     assert trunk.tokens >= math.sqrt(10) * tokens

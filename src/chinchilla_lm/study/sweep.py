@@ -24,7 +24,7 @@ from chinchilla_lm.study.ladder import Ladder, edge_size, prior_params, rung_siz
 from chinchilla_lm.study.pool import WorkerPool
 from chinchilla_lm.study.progress import Progress
 from chinchilla_lm.study.registry import Registry
-from chinchilla_lm.study.trial import TrialSpec, design_tokens_for, run_trial, trunk_reaches
+from chinchilla_lm.study.trial import TrialSpec, run_trial, trunk_reaches
 
 _PROBE_SCALES = (0.5, 1.0, 2.0)
 # k moves only where the parabola promises more than seeds scatter: three probes of one size gave .74, 1.2 and 1.4 at
@@ -190,7 +190,7 @@ class _Climb:
             rung=rung,
             flops=flops,
             shape=shape,
-            design_tokens=design_tokens_for(tokens) if trunk is None else trunk["design_tokens"],
+            design_tokens=tokens if trunk is None else trunk["design_tokens"],
             lr_scale=lr_scale,
             seed=self._settings.seed,
             dtype=self._settings.dtype,

@@ -28,9 +28,9 @@ from chinchilla_lm.train.segment import train_segment
 # Held-out tokens that every trial and the final model are scored on, the same windows for all: at 294k the paired
 # standard error between two models was .04 % (dev/LOG.md); at 64k it is still under a third of the seed noise.
 HELDOUT_TOKENS = 65_536
-# A trunk's settings are those of a run this much longer than its first horizon: midway between this rung and the next.
-_TRUNK_DESIGN_FACTOR = 10**0.25
-# Updates that a trunk may grow to, in its first horizon's: one rung up, with room for rounding.
+# A trunk has the batch and rate of its first horizon and may grow to this much of it: one rung up, and rounding.
+# Loss is flat (.4 %) in batches from D/8000 to D/2000 tokens and rises 1.5 to 3 % above D/1200, where too few updates
+# are left (dev/LOG.md 2026-11-21): a trunk may have a batch that is small for its last horizon, never a large one.
 _TRUNK_GROWTH = 4.0
 _CURVE_POINTS = 60
 
@@ -45,7 +45,7 @@ class TrialSpec:
         rung: index, 0 the cheapest.
         flops: compute of the whole run (trunk from step 0 and branch).
         shape: the model.
-        design_tokens: tokens that the trunk's batch and rate are derived from.
+        design_tokens: the trunk's first horizon, which its batch and rate are derived from.
         lr_scale: k.
         seed: of weights and data order.
         dtype: of matmuls.
@@ -72,25 +72,19 @@ class TrialSpec:
         return asdict(self)
 
 
-def design_tokens_for(tokens: float) -> float:
-    """Give the tokens a new trunk is designed for, when its first horizon is `tokens`."""
-    return tokens * _TRUNK_DESIGN_FACTOR
-
-
 def trunk_reaches(design_tokens: float, tokens: float) -> bool:
-    """Say whether a trunk of that design may grow to a horizon of `tokens`."""
-    return tokens <= design_tokens / _TRUNK_DESIGN_FACTOR * _TRUNK_GROWTH
+    """Say whether a trunk of that first horizon may grow to one of `tokens`."""
+    return tokens <= design_tokens * _TRUNK_GROWTH
 
 
 def trunk_config(spec: TrialSpec) -> TrainConfig:
-    """Derive the trunk: the recipe's settings at the design tokens, a constant rate long enough for one rung up."""
+    """Derive the trunk: the recipe's settings at its first horizon, a constant rate long enough for one rung up."""
     options = RecipeOptions(
         lr_scale=spec.lr_scale, dtype=spec.dtype, threads=spec.threads, seed=spec.seed, device=spec.device
     )
     config = recipe_for(spec.shape, spec.design_tokens, options)
-    first_horizon = spec.design_tokens / _TRUNK_DESIGN_FACTOR
-    steps = max(4, round(_TRUNK_GROWTH * first_horizon / config.batch_tokens))
-    warmup = min(warmup_steps(round(first_horizon / config.batch_tokens)), steps // 2)
+    steps = max(4, round(_TRUNK_GROWTH * config.schedule.steps))
+    warmup = min(warmup_steps(config.schedule.steps), steps // 2)
     return replace(config, schedule=replace(config.schedule, steps=steps, warmup_steps=warmup, decay_steps=0))
 
 
