@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -160,6 +161,7 @@ class Study:
             )
             records = run_sweep(self.directory, ladder, settings, pool(), self.progress)
             fields["flops"] = sum(record["flops_spent"] for record in records)
+        shutil.rmtree(self.directory.sweep / "trunks", ignore_errors=True)  # nothing continues them now
 
     def decide(self, environment: dict[str, Any], manifest: Manifest) -> TrainConfig:
         """Fit the law, choose size and tokens, and write law, forecast and plan before anything is trained."""

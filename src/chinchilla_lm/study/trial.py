@@ -51,7 +51,7 @@ class TrialSpec:
         dtype: of matmuls.
         threads: of this worker.
         device: "auto", "cpu" or "cuda".
-        start: checkpoint of the trunk to continue; None begins one.
+        start: checkpoint of the trunk to continue, below the trunks' folder; None begins one.
     """
 
     trial: str
@@ -104,7 +104,7 @@ def run_trial(
         progress: called with (fraction of this trial done, training loss).
 
     Returns:
-        The trial record (schema trial/1), plus "checkpoint": the trunk before its branch. A run that diverged is a
+        The trial record (schema trial/1), plus "checkpoint": the trunk before its branch, below `trunks`. A run that diverged is a
         record with status "diverged" and no loss.
     """
     started = time.monotonic()
@@ -119,11 +119,12 @@ def run_trial(
         if progress is not None:
             progress(min(step.step / horizon, 0.999), step.loss)  # done only when it is evaluated
 
-    start = None if spec.start is None else Path(spec.start)
+    start = None if spec.start is None else trunks / spec.start
     try:
         grown = train_segment(
             trunk, batches=batches, start=start, stop_step=branch_step, save_to=trunks / spec.trial, progress=report
         )
+        assert grown.checkpoint is not None
         cooled = branch_schedule(trunk.schedule, branch_step=branch_step, decay_steps=horizon - branch_step)
         branch = train_segment(
             replace(trunk, schedule=cooled), batches=batches, start=grown.checkpoint, progress=report
@@ -146,7 +147,7 @@ def run_trial(
         "loss_se": result.loss_se,
         "bits_per_byte": result.bits_per_byte,
         "curve": [[tokens, round(loss, 5)] for tokens, loss in (*curve[::thin], curve[-1])],
-        "checkpoint": str(grown.checkpoint),
+        "checkpoint": grown.checkpoint.relative_to(trunks).as_posix(),
     }
 
 
