@@ -23,8 +23,8 @@ from chinchilla_lm.laws.plan import effective_tokens
 from chinchilla_lm.laws.shapes import path
 from chinchilla_lm.study.ladder import MOST_EPOCHS, TRUSTED_RUNG_FLOPS
 
-# A law of small runs may wander; sizes further than this from sqrt-scaling of the top rung's optimum are not tried.
-_MOST_DRIFT = 2.0
+# A law of small runs may wander; sizes further than this from sqrt-scaling of the top rung's best run are not tried.
+_MOST_DRIFT = 3.0
 FLAT_BAND_PENALTY = 0.005
 _DOUBTFUL_HALF_WIDTH = 0.04  # laws of runs below the floor missed by +4.8 % at 10x (dev/LOG.md)
 
@@ -78,7 +78,7 @@ def rank_candidates(
         unique_tokens: in the training text.
 
     Returns:
-        Candidates within a factor 2 of where the square-root rule puts the optimum, best first.
+        Candidates within a factor 3 of where the square-root rule puts the optimum, best first.
 
     Raises:
         BudgetError: nothing is left to train any of them.

@@ -64,7 +64,7 @@ def _samples(model: Transformer, manifest: Manifest, heldout: HeldOut) -> list[d
     tokenizer = load_tokenizer(manifest.tokenizer_folder)
     n_prompt = min(_SAMPLE_PROMPT_TOKENS, model.shape.context // 2)
     middle = len(heldout.inputs_nt) // 2
-    openings = [tokenizer.decode(heldout.inputs_nt[row, :n_prompt].tolist()) for row in (0, middle)]
+    openings = [_whole_words(tokenizer.decode(heldout.inputs_nt[row, :n_prompt].tolist())) for row in (0, middle)]
     wanted = [(openings[0], temperature) for temperature in _SAMPLE_TEMPERATURES]
     wanted += [(openings[1], _SAMPLE_TEMPERATURES[-1]), ("", _SAMPLE_TEMPERATURES[-1])]
     samples: list[dict[str, Any]] = []
@@ -74,6 +74,11 @@ def _samples(model: Transformer, manifest: Manifest, heldout: HeldOut) -> list[d
         ).text
         samples.append({"prompt": prompt, "text": text, "temperature": temperature})
     return samples
+
+
+def _whole_words(text: str) -> str:
+    """Leave out a last word that may be cut; text without spaces, such as Chinese, stays."""
+    return text.rsplit(" ", 1)[0] if " " in text else text
 
 
 def _check_with_transformers(directory: RunDirectory, model: Transformer, heldout: HeldOut) -> dict[str, Any]:
