@@ -226,7 +226,7 @@ def fit_bracket(ladder: Ladder, *, seed_sd: float) -> Bracket:
         Both laws and the rungs' optima.
 
     Raises:
-        FitError: the search for the additive law did not end.
+        FitError: too few runs.
     """
     fit = fit_additive(
         ladder.params, ladder.tokens, ladder.loss, delta=FORECAST_DELTA, prior=Prior(noise_sd=max(seed_sd, 1e-4))

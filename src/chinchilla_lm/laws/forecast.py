@@ -40,6 +40,7 @@ LEVEL = 0.9
 ADDITIVE_WEIGHT = (
     0.5  # of the point between line (0) and additive (1), in ln L; dev/LOG.md 2026-11-21, bench/backtest.py
 )
+STEEPENING_WEIGHT = 0.25  # the same where the slope does not flatten; dev/LOG.md 2026-11-21, "Steepening"
 BAND_MARGIN = 0.0025  # each side of the bracket, in ln L: 31 of 33 published cases lay inside with it alone (recipe v1)
 _NORMAL_90 = 1.645  # sd in half of a 90 % interval; one-sided, 95 %
 _NOT_ESTABLISHED_HALF_WIDTH = 0.04  # rungs below 1e12 FLOPs missed by +4.8 % at 10x (recipe v1)
@@ -168,14 +169,14 @@ def forecast(
         The forecast, established or not.
 
     Raises:
-        FitError: fewer than three runs, a number that is not finite and > 0, or a search that did not end.
+        FitError: fewer than three runs, or a number that is not finite and > 0.
     """
     whole = sort_ladder(runs)
     all_rungs = fit_bracket(whole, seed_sd=seed_sd).rungs
     first = _pre_asymptotic(all_rungs, seed_sd)
     bracket = fit_bracket(whole.keep(first, whole.n_rungs), seed_sd=seed_sd)
     resamples = resample(bracket, seed_sd=seed_sd, draws=draws, seed=seed)
-    loss, low, high, sd_fit = _band(bracket, resamples, target, seed_sd)
+    loss, low, high, sd_fit = _band(bracket, resamples, target, seed_sd, _additive_weight(all_rungs))
     tests = _back_tests(bracket, seed_sd=seed_sd, draws=draws, seed=seed)
     step = max(math.log(target.flops / bracket.rungs[-1].flops), 0.0)
     widening = max((test.miss * step / math.log(test.step) for test in tests if test.kind == "optimum"), default=0.0)
@@ -200,11 +201,19 @@ def forecast(
     )
 
 
-def _band(bracket: Bracket, resamples: Resamples, target: Target, seed_sd: float) -> tuple[float, float, float, float]:
+def _additive_weight(rungs: Sequence[RungOptimum]) -> float:
+    """Weigh the additive law, which only ever flattens, by whether the ladder flattens between its last three rungs."""
+    slopes = _slopes(rungs)
+    return ADDITIVE_WEIGHT if len(slopes) < 2 or slopes[-1] < slopes[-2] else STEEPENING_WEIGHT
+
+
+def _band(
+    bracket: Bracket, resamples: Resamples, target: Target, seed_sd: float, weight: float
+) -> tuple[float, float, float, float]:
     """Return the point, the band before back-tests (low, high) and the sd of ln L behind it."""
     additive, line = bracket.losses(target)
-    point = math.exp(ADDITIVE_WEIGHT * math.log(additive) + (1 - ADDITIVE_WEIGHT) * math.log(line))
-    sd_fit = math.hypot(resamples.point_sd(target, ADDITIVE_WEIGHT), seed_sd)
+    point = math.exp(weight * math.log(additive) + (1 - weight) * math.log(line))
+    sd_fit = math.hypot(resamples.point_sd(target, weight), seed_sd)
     margin = math.exp(BAND_MARGIN + _NORMAL_90 * sd_fit)
     return point, min(additive, line) / margin, max(additive, line) * margin, sd_fit
 
@@ -225,7 +234,7 @@ def _back_tests(bracket: Bracket, *, seed_sd: float, draws: int, seed: int) -> t
         lower = fit_bracket(ladder.keep(0, seen), seed_sd=seed_sd)
         resamples = resample(lower, seed_sd=seed_sd, draws=draws, seed=seed)
         for kind, at, actual in asked:
-            point, low, high, _ = _band(lower, resamples, at, seed_sd)
+            point, low, high, _ = _band(lower, resamples, at, seed_sd, _additive_weight(lower.rungs))
             tests.append(
                 BackTest(
                     kind=kind,
