@@ -104,8 +104,8 @@ def run_trial(
         progress: called with (fraction of this trial done, training loss).
 
     Returns:
-        The trial record (schema trial/1), plus "checkpoint": the trunk before its branch, below `trunks`. A run that diverged is a
-        record with status "diverged" and no loss.
+        The trial record (schema trial/1), plus "checkpoint": the trunk before its branch, below `trunks`. A run that
+        diverged is a record with status "diverged" and no loss.
     """
     started = time.monotonic()
     trunk = trunk_config(spec)
