@@ -85,8 +85,8 @@ class Fit:
 
     Attributes:
         law: the constants.
-        status: "converged"; "at_bound": a constant ended on the edge of the search box; "not_converged": the search ended on a slope; "unidentified": the runs allow
-            a whole line of constants equally well.
+        status: "converged"; "at_bound": a constant ended on the edge of the search; "not_converged": the search ended
+            on a slope; "unidentified": the runs allow a whole line of constants equally well.
         objective: sum over runs of Huber_delta(r), without the prior's share.
         gradient: largest absolute component of the gradient of what was minimised.
         n_runs: runs used.
