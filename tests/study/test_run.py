@@ -114,6 +114,20 @@ def test_another_request_in_the_same_directory_is_refused_in_one_line(finished, 
     assert "Traceback" not in done.stderr
 
 
+def test_training_the_plan_alone_gives_the_same_weights(finished, tmp_path):
+    out, _ = finished
+    words = [sys.executable, "-m", "chinchilla_lm.cli.main", "train", str(out / "plan.toml")]
+    words += ["--data", str(out / "data"), "--out", str(tmp_path / "alone"), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_dir"] == str(tmp_path / "alone" / "model")
+    assert digest(tmp_path / "alone") == digest(out)
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
 @pytest.mark.slow
 def test_killed_at_random_instants_the_same_command_ends_at_bit_identical_weights(finished, corpus, tmp_path):
     seconds = sum(record["seconds"] for record in read_records(finished[0] / "stages.jsonl", "stage/1"))
@@ -137,8 +151,4 @@ def test_killed_at_random_instants_the_same_command_ends_at_bit_identical_weight
             kills += 1
             time.sleep(1.0)  # orphaned workers end at their next report
     assert kills >= 3
-    digests = [
-        hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
-        for folder in (finished[0], out)
-    ]
-    assert digests[0] == digests[1]
+    assert digest(out) == digest(finished[0])
