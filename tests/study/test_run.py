@@ -140,7 +140,7 @@ def test_killed_at_random_instants_the_same_command_ends_at_bit_identical_weight
     (out / "stages.jsonl").write_text(stage + "\n")
     while True:
         job = subprocess.Popen(
-            command(corpus, out), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+            command(corpus, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
         )
         try:
             job.wait(timeout=rng.uniform(3.0, seconds / 2) if kills < 8 else None)
