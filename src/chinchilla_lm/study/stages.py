@@ -57,6 +57,7 @@ _MOST_BYTES_PER_TOKEN = 4.0
 _VOCAB_OVER_LAW = 2
 _TEXT_MARGIN = 1.5  # text prepared over what the final run is expected to read
 _TAIL_SHARE, _LEAST_TAIL_SECONDS = 0.02, 12.0  # evaluation, samples, checks and report
+MOST_WORKERS = 8  # side by side; a rung has no more sizes than that, and each worker holds torch in memory
 _SAFETY = 0.97  # of the seconds left, for a machine that slows down
 _EVALUATIONS = 5  # of the final run, the last one included
 _BELIEVABLE = 0.75  # of the speed that the table foretells
@@ -69,7 +70,8 @@ class Study:
 
     def __init__(self, config: StudyConfig, allowance: Allowance, directory: RunDirectory, progress: Progress) -> None:
         self.config, self.allowance, self.directory, self.progress = config, allowance, directory, progress
-        self.n_workers = 1 if torch.cuda.is_available() else config.n_threads
+        self.n_workers = 1 if torch.cuda.is_available() else min(config.n_threads, MOST_WORKERS)
+        self.worker_threads = max(1, config.n_threads // self.n_workers)
 
     def open_pool(self, stack: contextlib.ExitStack) -> Callable[[], WorkerPool]:
         """Give the workers, started when they are first asked for and ended with the stack."""
@@ -106,7 +108,12 @@ class Study:
             if dtype == "auto":
                 dtype, _ = choose_dtype(configs[-1], threads, seconds_each)
             speeds = measure_speeds(
-                configs, workers, threads=threads, worker_threads=1, dtype=dtype, seconds_each=seconds_each
+                configs,
+                workers,
+                threads=threads,
+                worker_threads=self.worker_threads,
+                dtype=dtype,
+                seconds_each=seconds_each,
             )
             environment.update(dtype=dtype, context=context, n_workers=self.n_workers, speeds=speeds)
             write_json(self.directory.environment, environment)
@@ -155,7 +162,7 @@ class Study:
                 unique_tokens=float(manifest.train_tokens),
                 dtype=environment["dtype"],
                 device="auto",
-                worker_threads=1,
+                worker_threads=self.worker_threads,
                 n_workers=environment["n_workers"],
                 seed=self.config.seed,
             )
