@@ -57,7 +57,7 @@ _MOST_BYTES_PER_TOKEN = 4.0
 _VOCAB_OVER_LAW = 2
 _TEXT_MARGIN = 1.5  # text prepared over what the final run is expected to read
 _TAIL_SHARE, _LEAST_TAIL_SECONDS = 0.02, 12.0  # evaluation, samples, checks and report
-MOST_WORKERS = 8  # side by side; a rung has no more sizes than that, and each worker holds torch in memory
+_MOST_WORKERS = 8  # side by side; a rung has no more sizes than that, and each worker holds torch in memory
 _SAFETY = 0.97  # of the seconds left, for a machine that slows down
 _EVALUATIONS = 5  # of the final run, the last one included
 _BELIEVABLE = 0.75  # of the speed that the table foretells
@@ -70,7 +70,7 @@ class Study:
 
     def __init__(self, config: StudyConfig, allowance: Allowance, directory: RunDirectory, progress: Progress) -> None:
         self.config, self.allowance, self.directory, self.progress = config, allowance, directory, progress
-        self.n_workers = 1 if torch.cuda.is_available() else min(config.n_threads, MOST_WORKERS)
+        self.n_workers = 1 if torch.cuda.is_available() else min(config.n_threads, _MOST_WORKERS)
         self.worker_threads = max(1, config.n_threads // self.n_workers)
 
     def open_pool(self, stack: contextlib.ExitStack) -> Callable[[], WorkerPool]:
