@@ -22,6 +22,7 @@ from chinchilla_lm.laws.forms import AdditiveLaw
 from chinchilla_lm.laws.plan import effective_tokens
 from chinchilla_lm.laws.shapes import path
 from chinchilla_lm.study.ladder import MOST_EPOCHS, TRUSTED_RUNG_FLOPS
+from chinchilla_lm.train.recipe import RECIPE_VERSION
 
 # A law of small runs may wander; sizes further than this from sqrt-scaling of the top rung's best run are not tried.
 _MOST_DRIFT = 3.0
@@ -177,6 +178,7 @@ def forecast_record(
         "unique_tokens": unique_tokens,
         "epochs": epochs,
         "shape": shape.to_dict(),
+        "recipe": RECIPE_VERSION,
         "established": made.established and not doubts,
         "reasons": [*doubts, *made.reasons],
         "flat_band": flat_band(candidates),

@@ -22,7 +22,7 @@ from chinchilla_lm.study.request import Allowance
 from chinchilla_lm.study.speeds import MachineSpeeds
 
 RUNG_SPACING = math.sqrt(10)
-TOP_FRACTION = 0.1  # of the final run's compute; nearer rungs cost more than they tell (RECIPE section 5)
+TOP_FRACTION = 0.1  # of the final run's compute; nearer rungs cost more than they tell (the design of the sweep, above)
 TRUSTED_RUNG_FLOPS = 1e12  # below it the slope still steepens: a rung there serves the probe, not the law
 MOST_RUNGS = 5
 LEAST_TOKENS_PER_PARAM, MOST_TOKENS_PER_PARAM = 1.0, 150.0  # outside this corridor the law's form is extrapolated
