@@ -23,8 +23,8 @@ from chinchilla_lm.train.segment import build_training, plan_loop
 
 _WARMUP_STEPS = 2
 _LEAST_STEPS = 3
-# Of the updates' durations: with the median two quiet five-minute jobs ended 13 % early, with the lower quartile one ended
-# 13 % late (dev/LOG.md 2026-11-21).
+# Of the updates' durations: with the median two quiet five-minute jobs ended 13 % early, with the lower quartile one
+# ended 12 % late (dev/LOG.md 2026-11-21).
 _QUANTILE = 0.4
 _PATIENCE = 4.0  # times the seconds asked for, after which one measured update must do
 # Sides of the matmuls tried: the limit is the best of what a small and a wide model can ask for.
