@@ -19,10 +19,9 @@ from chinchilla_lm.core.config import dump_toml, load_toml
 from chinchilla_lm.core.files import read_json, write_json, write_text
 from chinchilla_lm.core.records import read_records
 from chinchilla_lm.core.shapes import ModelShape
-from chinchilla_lm.data.loader import TokenBatches, heldout_windows
+from chinchilla_lm.data.loader import heldout_windows
 from chinchilla_lm.data.manifest import Manifest, load_manifest
 from chinchilla_lm.data.prepare import prepare
-from chinchilla_lm.evals.perplexity import evaluate
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
 from chinchilla_lm.laws.shapes import nearest_shape, vocab_for
 from chinchilla_lm.model.transformer import Transformer
@@ -43,10 +42,11 @@ from chinchilla_lm.study.pool import WorkerPool
 from chinchilla_lm.study.progress import Progress
 from chinchilla_lm.study.request import Allowance, StudyConfig
 from chinchilla_lm.study.speeds import MachineSpeeds
-from chinchilla_lm.study.sweep import SweepSettings, ladder_runs, run_sweep
+from chinchilla_lm.study.sweep import SweepSettings, best_of_top_rung, ladder_runs, run_sweep
+from chinchilla_lm.study.train_only import train_on_prepared
 from chinchilla_lm.study.trial import HELDOUT_TOKENS
 from chinchilla_lm.train.config import TrainConfig
-from chinchilla_lm.train.job import JobResult, run_job
+from chinchilla_lm.train.job import JobResult
 from chinchilla_lm.train.recipe import RecipeOptions, recipe_for
 from chinchilla_lm.train.speed import measure_steps
 
@@ -178,7 +178,7 @@ class Study:
             records = read_records(self.directory.trials, "trial/1")
             runs = ladder_runs(records)
             lr_scale = records[-1]["lr_scale"]
-            top = min((run for run in runs if run.rung == max(r.rung for r in runs)), key=lambda run: run.loss)
+            top = best_of_top_rung(runs)
             unique, context = float(manifest.train_tokens), environment["context"]
             speeds = machine_speeds(environment["speeds"], environment["n_workers"])
             first = forecast_run(
@@ -248,13 +248,10 @@ class Study:
     def _job(
         self, plan: TrainConfig, manifest: Manifest, environment: dict[str, Any], report: Callable[[Any], None]
     ) -> JobResult:
-        batches = TokenBatches(manifest, context=plan.shape.context, rows=plan.batch.rows, seed=plan.batch.seed)
-        heldout = heldout_windows(manifest, plan.shape.context, HELDOUT_TOKENS)
-        return run_job(
+        return train_on_prepared(
             plan,
-            batches=batches,
-            heldout_evaluate=lambda model: _evaluation_fields(evaluate(model, heldout)),
-            folder=self.directory.train,
+            manifest,
+            self.directory.train,
             progress=report,
             peak_flops_per_s=environment["matmul_flops_per_s"][plan.run.dtype],
         )
@@ -330,7 +327,3 @@ def forecast_sentence(record: dict[str, Any]) -> str:
 
 def _context_for(flops: float) -> int:
     return next(context for most_flops, context in _CONTEXTS if flops <= most_flops)
-
-
-def _evaluation_fields(result: Any) -> dict[str, float]:
-    return {"loss": result.loss, "loss_se": result.loss_se, "bits_per_byte": result.bits_per_byte}

@@ -139,10 +139,9 @@ class _Climb:
     def _best_params(self, flops: float) -> float:
         """Give the running N*: by the law once two rungs are done, else by the best run or the prior."""
         runs = ladder_runs(self.records)
-        rungs = sorted({run.flops for run in runs})
-        if len({run.rung for run in runs}) < 1 or len(runs) < 3:
+        if len(runs) < 3:
             return prior_params(flops)
-        best = min((run for run in runs if run.rung == max(r.rung for r in runs)), key=lambda run: run.loss)
+        best = best_of_top_rung(runs)
         from_below = best.params * (flops / best.flops) ** 0.5
         if len({run.rung for run in runs}) < 2:
             return from_below
@@ -159,7 +158,7 @@ class _Climb:
         k = float(np.median([run.flops / run.params / run.tokens for run in runs]))
         params, _ = fit.law.optimum(flops, k)
         # The law of a few small runs may wander: it moves the next rung by a factor 1.8 at most.
-        return float(np.clip(params, from_below / 1.8, from_below * 1.8)) if rungs else from_below
+        return float(np.clip(params, from_below / 1.8, from_below * 1.8))
 
     def _sizes(self, flops: float, best_params: float, count: int) -> list[ModelShape]:
         settings = self._settings
@@ -291,3 +290,9 @@ def ladder_runs(records: Sequence[dict[str, Any]]) -> list[Run]:
         for record in ladder
         if record["lr_scale"] == lr_scale
     ]
+
+
+def best_of_top_rung(runs: Sequence[Run]) -> Run:
+    """Return the run of least loss on the highest rung that has one."""
+    highest = max(int(run.rung) for run in runs)
+    return min((run for run in runs if run.rung == highest), key=lambda run: run.loss)

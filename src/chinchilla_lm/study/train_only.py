@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.core.config import load_toml
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.data.loader import TokenBatches, heldout_windows
-from chinchilla_lm.data.manifest import load_manifest
+from chinchilla_lm.data.manifest import Manifest, load_manifest
 from chinchilla_lm.evals.perplexity import evaluate
 from chinchilla_lm.model.huggingface import save_model
+from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.study.progress import Progress
 from chinchilla_lm.study.trial import HELDOUT_TOKENS
 from chinchilla_lm.train.config import TrainConfig
-from chinchilla_lm.train.job import run_job
+from chinchilla_lm.train.job import JobResult, run_job
+from chinchilla_lm.train.loop import StepRecord
 
 
 def train_from_config(config_file: Path, data: Path, out: Path, progress: Progress) -> dict[str, Any]:
@@ -40,14 +43,12 @@ def train_from_config(config_file: Path, data: Path, out: Path, progress: Progre
             f"{config_file}: shape.vocab = {config.shape.vocab}, and {data} was prepared with {manifest.vocab}; "
             f"prepare the text with --vocab {config.shape.vocab}, or change the config"
         )
-    context, steps = config.shape.context, config.schedule.steps
-    heldout = heldout_windows(manifest, context, HELDOUT_TOKENS)
+    steps = config.schedule.steps
     progress.stage("train", f"{config.tokens:,} tokens, {steps:,} steps of {config.batch_tokens:,}")
-    job = run_job(
+    job = train_on_prepared(
         config,
-        batches=TokenBatches(manifest, context=context, rows=config.batch.rows, seed=config.batch.seed),
-        heldout_evaluate=lambda model: _fields(evaluate(model, heldout)),
-        folder=out,
+        manifest,
+        out,
         progress=lambda step: progress.advance(step.step / steps, step.loss, (steps - step.step) * step.step_seconds),
     )
     save_model(job.model, out / "model", tokenizer_folder=manifest.tokenizer_folder)
@@ -60,5 +61,40 @@ def train_from_config(config_file: Path, data: Path, out: Path, progress: Progre
     }
 
 
-def _fields(result: Any) -> dict[str, float]:
-    return {"loss": result.loss, "loss_se": result.loss_se, "bits_per_byte": result.bits_per_byte}
+def train_on_prepared(
+    config: TrainConfig,
+    manifest: Manifest,
+    folder: Path,
+    *,
+    progress: Callable[[StepRecord], None],
+    peak_flops_per_s: float | None = None,
+) -> JobResult:
+    """Train a config on a prepared text, evaluated on its fixed held-out windows; a finished job is only loaded.
+
+    Args:
+        config: what to train.
+        manifest: of the prepared text.
+        folder: records and checkpoints.
+        progress: called after every update.
+        peak_flops_per_s: of this machine in this dtype, for the MFU.
+
+    Returns:
+        As `run_job`.
+
+    Raises:
+        ChinchillaError: as `run_job`.
+    """
+    heldout = heldout_windows(manifest, config.shape.context, HELDOUT_TOKENS)
+
+    def measure(model: Transformer) -> dict[str, Any]:
+        result = evaluate(model, heldout)
+        return {"loss": result.loss, "loss_se": result.loss_se, "bits_per_byte": result.bits_per_byte}
+
+    return run_job(
+        config,
+        batches=TokenBatches(manifest, context=config.shape.context, rows=config.batch.rows, seed=config.batch.seed),
+        heldout_evaluate=measure,
+        folder=folder,
+        progress=progress,
+        peak_flops_per_s=peak_flops_per_s,
+    )
