@@ -4,7 +4,7 @@ Run: python bench/backtest.py [--json]. The sweeps lie in the folder laws/ of th
 or ../shared/data beside the checkout); its README names their sources. The cases of one sweep share runs, so they are
 not independent: read the table as "how often was it right on what we could find", not as a proof of calibration.
 
-Truth of a case is the optimum of the hidden rung, as `laws.bracket` reads it from all of the sweep's rungs.
+Truth of a case is the optimum of the hidden rung, as `laws.trust.bracket` reads it from all of the sweep's rungs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from chinchilla_lm.laws.bracket import fit_bracket, sort_ladder
-from chinchilla_lm.laws.fit import fit_additive
-from chinchilla_lm.laws.forecast import Run, Target, forecast
-from chinchilla_lm.laws.solver import centred_problem, centred_theta, natural_constants, refit
+from chinchilla_lm.laws.fitting.additive import fit_additive
+from chinchilla_lm.laws.fitting.solver import centred_problem, centred_theta, natural_constants, refit
+from chinchilla_lm.laws.trust.bracket import fit_bracket, sort_ladder
+from chinchilla_lm.laws.trust.forecast import Run, Target, forecast
 
 CHINCHILLA_BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21)  # Hoffmann et al. 2022, figure 3
 BIN = math.log(10) / 2  # sweeps that are no IsoFLOP sweeps are cut into half-decades of compute

@@ -9,7 +9,7 @@ import pytest
 
 from chinchilla_lm.cli.laws import fit, plan
 from chinchilla_lm.core.errors import DataError, PlanError, UnitError
-from chinchilla_lm.laws.forms import AdditiveLaw
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
 
 TRUTH = AdditiveLaw(E=1.8, A=482.0, B=2085.0, alpha=0.348, beta=0.366)
 FIT_KEYS = {"method", "form", "E", "A", "B", "alpha", "beta", "a", "b", "objective", "n_runs"}

@@ -13,7 +13,7 @@ import pytest
 
 from chinchilla_lm.core.files import write_bytes, write_json, write_text
 from chinchilla_lm.core.records import append_record
-from chinchilla_lm.laws.forms import AdditiveLaw
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.05, A=42.0, B=96.0, alpha=0.34, beta=0.31)
 SHAPE = {

@@ -7,10 +7,10 @@ import math
 import pytest
 
 from chinchilla_lm.core.errors import BudgetError, DataError
-from chinchilla_lm.laws.bracket import Run
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
-from chinchilla_lm.laws.forms import AdditiveLaw
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.shapes import shape_on_path
+from chinchilla_lm.laws.trust.bracket import Run
 from chinchilla_lm.study.decide import flat_band, rank_candidates
 from chinchilla_lm.study.registry import Registry
 from chinchilla_lm.study.sweep import best_scale, ladder_runs

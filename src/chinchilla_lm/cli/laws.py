@@ -22,7 +22,7 @@ from chinchilla_lm.core.units import format_count, format_flops, parse_budget, p
 from chinchilla_lm.laws.count import ParamsConvention
 
 if TYPE_CHECKING:
-    from chinchilla_lm.laws.plan import Plan
+    from chinchilla_lm.laws.planning.plan import Plan
     from chinchilla_lm.laws.published import PublishedLaw
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
@@ -60,8 +60,8 @@ def plan(  # noqa: PLR0913 - a command has as many arguments as options
         vocab: Words of the tokenizer; by default what suits the budget.
         json: Print one JSON document.
     """
-    from chinchilla_lm.laws.devices import add_cost, budget_in_flops, find_device
-    from chinchilla_lm.laws.plan import add_shape, plan_budget
+    from chinchilla_lm.laws.planning.devices import add_cost, budget_in_flops, find_device
+    from chinchilla_lm.laws.planning.plan import add_shape, plan_budget
 
     named = _find_law(law)
     device = None if hardware is None else find_device(hardware, mfu)
@@ -119,10 +119,10 @@ def fit(  # noqa: PLR0913 - a command has as many arguments as options
         seed: Of the resampling.
         json: Print one JSON document.
     """
-    from chinchilla_lm.laws.fit import fit_additive
-    from chinchilla_lm.laws.isoflop import fit_isoflop
-    from chinchilla_lm.laws.rolling import forecast_optimum, predict_largest
+    from chinchilla_lm.laws.fitting.additive import fit_additive
+    from chinchilla_lm.laws.fitting.isoflop import fit_isoflop
     from chinchilla_lm.laws.table import read_runs
+    from chinchilla_lm.laws.trust.rolling import forecast_optimum, predict_largest
 
     own_names = {"params": params_column, "tokens": tokens_column, "flops": flops_column, "loss": loss_column}
     table = read_runs(runs, {column: name for column, name in own_names.items() if name is not None})
@@ -154,7 +154,7 @@ def fit(  # noqa: PLR0913 - a command has as many arguments as options
 
 def _find_law(text: str) -> PublishedLaw:
     """Return a published law, or the law of a law.json or a run directory under the file's name."""
-    from chinchilla_lm.laws.forms import AdditiveLaw
+    from chinchilla_lm.laws.forms.additive import AdditiveLaw
     from chinchilla_lm.laws.published import PublishedLaw, published_law
 
     path = Path(text)

@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 
 from chinchilla_lm.core.errors import PlanError
-from chinchilla_lm.laws.forms import AdditiveLaw, AllocationLaw, PowerLine
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.forms.allocation import AllocationLaw, PowerLine
 
 _PF_DAY_FLOPS = 8.64e19  # 1e15 FLOP/s for 86,400 s, the unit of Kaplan et al. 2020
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from chinchilla_lm.core.errors import DataError
-from chinchilla_lm.laws.forms import Floats
+from chinchilla_lm.laws.forms.law import Floats
 
 # Lower case; the first is the name that DESIGN gives.
 _ALIASES = {

@@ -17,7 +17,8 @@ from typing import Any, TypeGuard
 from chinchilla_lm.core.errors import ChinchillaError
 from chinchilla_lm.core.files import read_json
 from chinchilla_lm.core.records import read_records
-from chinchilla_lm.laws.forms import AdditiveLaw, PowerLine
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.forms.allocation import PowerLine
 
 Record = Mapping[str, Any]
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from chinchilla_lm.core.errors import BudgetError
 from chinchilla_lm.core.shapes import ModelShape
-from chinchilla_lm.laws.bracket import Run, Target
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
-from chinchilla_lm.laws.forecast import Forecast, forecast
-from chinchilla_lm.laws.forms import AdditiveLaw
-from chinchilla_lm.laws.plan import effective_tokens
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.planning.plan import effective_tokens
 from chinchilla_lm.laws.shapes import path
+from chinchilla_lm.laws.trust.bracket import Run, Target
+from chinchilla_lm.laws.trust.forecast import Forecast, forecast
 from chinchilla_lm.study.ladder import MOST_EPOCHS, TRUSTED_RUNG_FLOPS
 from chinchilla_lm.train.recipe import RECIPE_VERSION
 

@@ -17,8 +17,8 @@ import numpy as np
 from chinchilla_lm.core.errors import BudgetError, ChinchillaError, FitError
 from chinchilla_lm.core.records import append_record, read_records
 from chinchilla_lm.core.shapes import ModelShape
-from chinchilla_lm.laws.bracket import Run
-from chinchilla_lm.laws.fit import Prior, fit_additive
+from chinchilla_lm.laws.fitting.additive import Prior, fit_additive
+from chinchilla_lm.laws.trust.bracket import Run
 from chinchilla_lm.study.directory import RunDirectory
 from chinchilla_lm.study.ladder import Ladder, edge_size, prior_params, rung_sizes, tokens_for
 from chinchilla_lm.study.pool import WorkerPool

@@ -16,7 +16,9 @@ import numpy as np
 from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.laws.count import ParamsConvention, count_parameters
-from chinchilla_lm.laws.forms import AdditiveLaw, AllocationLaw, Floats
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.forms.allocation import AllocationLaw
+from chinchilla_lm.laws.forms.law import Floats
 from chinchilla_lm.laws.shapes import path, vocab_for
 
 # Half-lives of repetition, Muennighoff et al. 2023 (arXiv 2305.16264), fitted constants of their repository.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from chinchilla_lm.core.errors import FitError
-from chinchilla_lm.laws.bracket import fit_bracket, sort_ladder
-from chinchilla_lm.laws.forecast import Run, Target, forecast
-from chinchilla_lm.laws.forms import AdditiveLaw
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.trust.bracket import fit_bracket, sort_ladder
+from chinchilla_lm.laws.trust.forecast import Run, Target, forecast
 
 TRUTH = AdditiveLaw(E=1.8, A=482.0, B=2085.0, alpha=0.348, beta=0.366)
 BUDGETS = (1e19, 3.16e19, 1e20, 3.16e20)  # where the law's slope is that of real sweeps

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_lm.core.errors import FitError, PlanError
-from chinchilla_lm.laws.forms import AdditiveLaw, AllocationLaw, PowerLine
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.forms.allocation import AllocationLaw, PowerLine
 
 LAW = AdditiveLaw(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
 FLOPS = st.floats(min_value=1e9, max_value=1e30)

@@ -1,9 +1,4 @@
-"""The forms of scaling laws: what loss a model of some size reaches after some number of tokens.
-
-Symbols: N `params`, D `tokens`, C `flops` (training), L `loss` in nats per token; E, A, B, alpha, beta as in the
-papers; k `flops_per_param_token` with C = k N D (6 in the papers). At the optimum N* = G (C/k)^a and D* = (C/k)^b / G.
-A law is a value. It never fits, reads files or draws, nor converts between conventions of N: it stores its own.
-"""
+"""The additive form: one term for size, one for data, one floor (Hoffmann et al. 2022). Symbols: see `forms.law`."""
 
 from __future__ import annotations
 
@@ -12,28 +7,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args, overload
+from typing import Any, get_args, overload
 
-import numpy as np
-import numpy.typing as npt
-
-from chinchilla_lm.core.errors import FitError, PlanError
+from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.count import ParamsConvention
-
-Floats = npt.NDArray[np.float64]
-
-
-class Law(Protocol):
-    """Anything that splits a budget into a size and a number of tokens."""
-
-    @property
-    def params_convention(self) -> ParamsConvention:
-        """Which weights N counts."""
-        ...
-
-    def optimum(self, flops: float, flops_per_param_token: float = 6.0) -> tuple[float, float]:
-        """Return (params, tokens) of least loss for a budget."""
-        ...
+from chinchilla_lm.laws.forms.law import Floats, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +96,8 @@ class AdditiveLaw:
 
         Source: Hoffmann et al. 2022, eq. 4.
         """
-        _require_positive(flops, "flops")
-        _require_positive(flops_per_param_token, "flops_per_param_token")
+        require_positive(flops, "flops")
+        require_positive(flops_per_param_token, "flops_per_param_token")
         product = flops / flops_per_param_token
         params = self.G * product**self.a
         return params, product / params
@@ -155,72 +133,3 @@ class AdditiveLaw:
         """Return 16 hexadecimal digits that change when any constant does."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PowerLine:
-    """ln L = intercept + slope * ln C along the compute-optimal path: a law without a floor (E = 0).
-
-    Attributes:
-        intercept: ln of the loss (nats per token) at C = 1.
-        slope: change of ln L per unit of ln C, < 0 when compute helps.
-    """
-
-    intercept: float
-    slope: float
-
-    def loss(self, flops: float) -> float:
-        """Return the optimal loss (nats per token) at C > 0."""
-        return math.exp(self.intercept + self.slope * math.log(flops))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AllocationLaw:
-    """N* = coefficient * C^exponent, D* = C / (k N*): a size for each budget, and no loss away from it.
-
-    Attributes:
-        coefficient: params at C = 1, > 0.
-        exponent: a, in (0, 1).
-        params_convention: which weights N counts.
-        line: the loss at the optimum where the source states one, else None.
-
-    Source: the form of Kaplan et al. 2020 (arXiv 2001.08361), section 6, and of Hoffmann et al. 2022, table 2.
-    """
-
-    coefficient: float
-    exponent: float
-    params_convention: ParamsConvention = "total"
-    line: PowerLine | None = None
-
-    @property
-    def a(self) -> float:
-        """Exponent of the optimal size."""
-        return self.exponent
-
-    @property
-    def b(self) -> float:
-        """Exponent of the optimal number of tokens."""
-        return 1 - self.exponent
-
-    def optimum(self, flops: float, flops_per_param_token: float = 6.0) -> tuple[float, float]:
-        """Split C = k N D as the source did.
-
-        Args:
-            flops: training budget C, > 0.
-            flops_per_param_token: k, > 0.
-
-        Returns:
-            (params, tokens), unrounded; k * params * tokens == flops.
-
-        Raises:
-            PlanError: a number that is not finite and > 0.
-        """
-        _require_positive(flops, "flops")
-        _require_positive(flops_per_param_token, "flops_per_param_token")
-        params = self.coefficient * flops**self.exponent
-        return params, flops / flops_per_param_token / params
-
-
-def _require_positive(number: float, name: str) -> None:
-    if not (math.isfinite(number) and number > 0):
-        raise PlanError(f"{name} must be finite and > 0, got {number!r}; write a number such as 1e20")

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from chinchilla_lm.core.errors import FitError
-from chinchilla_lm.laws.fit import Fit, Prior, fit_additive, with_prior
-from chinchilla_lm.laws.forms import Floats, PowerLine
-from chinchilla_lm.laws.solver import centred_problem, centred_theta, natural_constants, refit
+from chinchilla_lm.laws.fitting.additive import Fit, Prior, fit_additive, with_prior
+from chinchilla_lm.laws.fitting.solver import centred_problem, centred_theta, natural_constants, refit
+from chinchilla_lm.laws.forms.allocation import PowerLine
+from chinchilla_lm.laws.forms.law import Floats
 
 FORECAST_DELTA = 0.003  # Huber's turn in ln L: the seed noise of tiny models is .0024 to .008 (recipe v1)
 # The line passes through the last rungs whose compute spans at least this factor. 5 for 2.5 took the 90th percentile

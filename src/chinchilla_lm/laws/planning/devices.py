@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.core.units import Budget
-from chinchilla_lm.laws.plan import Plan
+from chinchilla_lm.laws.planning.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

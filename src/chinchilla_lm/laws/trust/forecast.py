@@ -20,7 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from chinchilla_lm.laws.bracket import (
+from chinchilla_lm.laws.fitting.additive import Fit, intervals_of
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.forms.allocation import PowerLine
+from chinchilla_lm.laws.trust.bracket import (
     Bracket,
     Ladder,
     Resamples,
@@ -31,8 +34,6 @@ from chinchilla_lm.laws.bracket import (
     resample,
     sort_ladder,
 )
-from chinchilla_lm.laws.fit import Fit, intervals_of
-from chinchilla_lm.laws.forms import AdditiveLaw, PowerLine
 
 __all__ = ["BackTest", "Forecast", "Run", "RungOptimum", "Target", "forecast"]
 

@@ -24,8 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from chinchilla_lm.core.errors import FitError
-from chinchilla_lm.laws.forms import AdditiveLaw, Floats
-from chinchilla_lm.laws.solver import (
+from chinchilla_lm.laws.fitting.solver import (
     Problem,
     Solution,
     centred_problem,
@@ -35,6 +34,8 @@ from chinchilla_lm.laws.solver import (
     refit,
     screen,
 )
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.forms.law import Floats
 
 Status = Literal["converged", "at_bound", "unidentified", "not_converged"]
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from chinchilla_lm.laws.forms import AdditiveLaw, Floats
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.forms.law import Floats
 
 # The box of theta. Outside it a term is nothing (below 1e-4 of a loss) or the exponent means nothing: published
 # exponents lie in [.05, .6] (LAWS table: Kaplan .076, Besiroglu .37). A fit that ends on the box says so (`at_bound`).

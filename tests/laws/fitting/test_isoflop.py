@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from chinchilla_lm.core.errors import FitError
-from chinchilla_lm.laws.forms import AdditiveLaw
-from chinchilla_lm.laws.isoflop import fit_isoflop
+from chinchilla_lm.laws.fitting.isoflop import fit_isoflop
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
 
 SYMMETRIC = AdditiveLaw(E=1.69, A=406.4, B=410.7, alpha=0.31, beta=0.31)
 CHINCHILLA = AdditiveLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.count import ParamsConvention
-from chinchilla_lm.laws.forms import AllocationLaw, Floats, PowerLine
+from chinchilla_lm.laws.forms.allocation import AllocationLaw, PowerLine
+from chinchilla_lm.laws.forms.law import Floats
 
 _SAME_BUDGET = 0.1  # runs within 10 % of a budget share it; digitised and rounded runs miss theirs by a few per cent
 

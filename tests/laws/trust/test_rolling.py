@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chinchilla_lm.laws.forms import AdditiveLaw
-from chinchilla_lm.laws.rolling import forecast_optimum, predict_largest
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.table import RunTable
+from chinchilla_lm.laws.trust.rolling import forecast_optimum, predict_largest
 
 TRUTH = AdditiveLaw(E=1.8, A=482.0, B=2085.0, alpha=0.348, beta=0.366)
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from chinchilla_lm.core.errors import FitError
-from chinchilla_lm.laws.bracket import Run, Target
-from chinchilla_lm.laws.fit import fit_additive
-from chinchilla_lm.laws.forecast import Forecast, forecast
-from chinchilla_lm.laws.forms import AdditiveLaw
+from chinchilla_lm.laws.fitting.additive import fit_additive
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.table import RunTable
+from chinchilla_lm.laws.trust.bracket import Run, Target
+from chinchilla_lm.laws.trust.forecast import Forecast, forecast
 
 _RUNG = math.log(10) / 2  # a table without rungs is cut into half-decades of compute
 _CUT = 3.0  # the runs within this factor of the largest compute are hidden

@@ -10,9 +10,9 @@ import pytest
 from scipy.optimize import minimize
 
 from chinchilla_lm.core.errors import FitError
-from chinchilla_lm.laws.fit import Prior, fit_additive, noise_scale
-from chinchilla_lm.laws.forms import AdditiveLaw
-from chinchilla_lm.laws.solver import centred_problem, derivatives, objective
+from chinchilla_lm.laws.fitting.additive import Prior, fit_additive, noise_scale
+from chinchilla_lm.laws.fitting.solver import centred_problem, derivatives, objective
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
 
 TRUTH = AdditiveLaw(E=1.8, A=400.0, B=1500.0, alpha=0.34, beta=0.36)
 

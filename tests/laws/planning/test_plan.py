@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.core.units import parse_budget
 from chinchilla_lm.laws.count import count_parameters
-from chinchilla_lm.laws.devices import add_cost, budget_in_flops, find_device
-from chinchilla_lm.laws.forms import AdditiveLaw
-from chinchilla_lm.laws.plan import (
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.planning.devices import add_cost, budget_in_flops, find_device
+from chinchilla_lm.laws.planning.plan import (
     SpeedOption,
     add_shape,
     best_for_seconds,

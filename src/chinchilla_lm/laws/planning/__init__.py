@@ -1,0 +1,1 @@
+"""Budget -> model: what to train, what it costs, and what to run next."""

@@ -1,0 +1,1 @@
+"""How far a law may be trusted: forecasts, back-tests, calibration and diagnostics."""
