@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, overload
+from typing import Any, ClassVar, overload
 
-from chinchilla_lm.core.errors import FitError
+import numpy as np
+
 from chinchilla_lm.laws.count import ParamsConvention
-from chinchilla_lm.laws.forms.law import Floats, require_positive
+from chinchilla_lm.laws.forms.law import (
+    Floats,
+    check_constants,
+    constants_in,
+    hash_record,
+    record_of,
+    require_above,
+    require_positive,
+)
+
+_CONSTANTS = ("E", "A", "B", "alpha", "beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,8 @@ class AdditiveLaw:
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), eq. 2.
     """
 
+    form: ClassVar[str] = "additive"
+
     E: float
     A: float
     B: float
@@ -42,13 +52,7 @@ class AdditiveLaw:
         Raises:
             FitError: a constant that is not finite and > 0 (E may be 0), or an unknown convention.
         """
-        for name in ("E", "A", "B", "alpha", "beta"):
-            constant = float(getattr(self, name))
-            if not (math.isfinite(constant) and (constant > 0 or (name == "E" and constant == 0))):
-                raise FitError(f"law constant {name}={constant!r} must be finite and > 0; check the fit or the file")
-        if self.params_convention not in get_args(ParamsConvention):
-            choices = ", ".join(get_args(ParamsConvention))
-            raise FitError(f"params_convention={self.params_convention!r} is unknown; choose from {choices}")
+        check_constants(self, _CONSTANTS)
 
     @property
     def a(self) -> float:
@@ -61,7 +65,7 @@ class AdditiveLaw:
         return self.alpha / (self.alpha + self.beta)
 
     @property
-    def G(self) -> float:  # noqa: N802 - the paper's letter
+    def G(self) -> float:
         """Prefactor of the optimal size, N* = G (C/k)^a (Hoffmann et al. 2022, eq. 4)."""
         return (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
 
@@ -69,6 +73,8 @@ class AdditiveLaw:
     def loss(self, params: float, tokens: float) -> float: ...
     @overload
     def loss(self, params: Floats, tokens: Floats) -> Floats: ...
+    @overload
+    def loss(self, params: float | Floats, tokens: float | Floats) -> float | Floats: ...
     def loss(self, params: float | Floats, tokens: float | Floats) -> float | Floats:
         """Return the loss in nats per token.
 
@@ -81,11 +87,26 @@ class AdditiveLaw:
         """
         return self.E + self.A / params**self.alpha + self.B / tokens**self.beta
 
-    def optimum(self, flops: float, flops_per_param_token: float = 6.0) -> tuple[float, float]:
+    @overload
+    def gradient(self, params: float, tokens: float) -> tuple[float, float]: ...
+    @overload
+    def gradient(self, params: Floats, tokens: Floats) -> tuple[Floats, Floats]: ...
+    def gradient(self, params: float | Floats, tokens: float | Floats) -> tuple[float | Floats, float | Floats]:
+        """Return (dL/dN, dL/dD); arguments as in `loss`."""
+        by_params = -self.alpha * self.A / params ** (self.alpha + 1)
+        return by_params, -self.beta * self.B / tokens ** (self.beta + 1)
+
+    @overload
+    def optimum(self, flops: float, flops_per_param_token: float = 6.0) -> tuple[float, float]: ...
+    @overload
+    def optimum(self, flops: Floats, flops_per_param_token: float = 6.0) -> tuple[Floats, Floats]: ...
+    def optimum(
+        self, flops: float | Floats, flops_per_param_token: float = 6.0
+    ) -> tuple[float | Floats, float | Floats]:
         """Split C = k N D so that the loss is least.
 
         Args:
-            flops: training budget C, > 0.
+            flops: training budget C, > 0, number or array.
             flops_per_param_token: k, > 0; 6 without attention.
 
         Returns:
@@ -102,10 +123,62 @@ class AdditiveLaw:
         params = self.G * product**self.a
         return params, product / params
 
+    @overload
+    def optimal_loss(self, flops: float, flops_per_param_token: float = 6.0) -> float: ...
+    @overload
+    def optimal_loss(self, flops: Floats, flops_per_param_token: float = 6.0) -> Floats: ...
+    def optimal_loss(self, flops: float | Floats, flops_per_param_token: float = 6.0) -> float | Floats:
+        """Return the least loss of a budget; arguments and errors as in `optimum`."""
+        params, tokens = self.optimum(flops, flops_per_param_token)
+        return self.loss(params, tokens)
+
+    @overload
+    def tokens_for_loss(self, params: float, loss: float) -> float: ...
+    @overload
+    def tokens_for_loss(self, params: Floats, loss: float) -> Floats: ...
+    def tokens_for_loss(self, params: float | Floats, loss: float) -> float | Floats:
+        """Return the tokens that a size needs.
+
+        Args:
+            params: N > 0, number or array.
+            loss: wanted, nats per token.
+
+        Returns:
+            D of the same kind as `params`; infinity in an array where a size never reaches the loss.
+
+        Raises:
+            PlanError: a single size that never reaches the loss, or a size not > 0.
+        """
+        require_positive(params, "params")
+        floor = self.E + self.A / params**self.alpha
+        if isinstance(floor, np.ndarray):
+            reach = np.maximum(loss - floor, 0.0)
+            with np.errstate(divide="ignore"):
+                return (self.B / reach) ** (1 / self.beta)
+        require_above(loss, float(floor), f"a model of {params:.3g} params on endless text")
+        return (self.B / (loss - floor)) ** (1 / self.beta)
+
+    def flops_for_loss(self, loss: float, flops_per_param_token: float = 6.0) -> float:
+        """Return the least budget that reaches a loss.
+
+        Args:
+            loss: wanted, nats per token, > E.
+            flops_per_param_token: k, > 0.
+
+        Returns:
+            C, closed form: L* - E = (A G^-alpha + B G^beta) (C/k)^(-alpha beta / (alpha + beta)).
+
+        Raises:
+            PlanError: a loss that no budget reaches.
+        """
+        require_positive(flops_per_param_token, "flops_per_param_token")
+        require_above(loss, self.E, "an endless model on endless text")
+        scale = self.A / self.G**self.alpha + self.B * self.G**self.beta
+        return flops_per_param_token * (scale / (loss - self.E)) ** (1 / self.alpha + 1 / self.beta)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the constants, with the derived a and b, as JSON values."""
-        constants = {name: getattr(self, name) for name in ("E", "A", "B", "alpha", "beta", "a", "b")}
-        return {"form": "additive", "params_convention": self.params_convention, **constants}
+        return record_of(self, self.form, (*_CONSTANTS, "a", "b"))
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> AdditiveLaw:
@@ -120,16 +193,9 @@ class AdditiveLaw:
         Raises:
             FitError: another form, or a missing or impossible constant.
         """
-        form = mapping.get("form", "additive")
-        if form != "additive":
-            raise FitError(f"law form {form!r} is unknown here; write a law of form 'additive'")
-        missing = [name for name in ("E", "A", "B", "alpha", "beta") if not isinstance(mapping.get(name), (int, float))]
-        if missing:
-            raise FitError(f"the law lacks the number {missing[0]!r}; it must hold E, A, B, alpha and beta")
-        constants = {name: float(mapping[name]) for name in ("E", "A", "B", "alpha", "beta")}
+        constants = constants_in(mapping, cls.form, _CONSTANTS)
         return cls(**constants, params_convention=mapping.get("params_convention", "matmul"))
 
     def hash(self) -> str:
         """Return 16 hexadecimal digits that change when any constant does."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hash_record(self.to_dict())
