@@ -1,0 +1,119 @@
+"""What a sweep costs when runs share a trunk: WSD branches against separate runs.
+
+Symbols: N `params`, D `tokens` (the horizon of a run), k `flops_per_param_token`, f `cooldown_fraction`.
+A WSD run holds its learning rate for (1 - f) D tokens and lets it fall over the last f D. Runs of one size can share
+the first part: one trunk as long as the longest horizon needs, and one cooldown branch for each horizon. So horizons
+d_1..d_m at one size cost k N ((1 - f) max d + f sum d); f = 1 shares nothing and is a separate run for each.
+It counts training alone: no evaluation, no failed runs, no cost of keeping a trunk's checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from chinchilla_lm.core.errors import PlanError
+from chinchilla_lm.laws.forms.law import Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """How runs are paid for: FLOPs, or seconds where speeds are known.
+
+    Attributes:
+        cooldown_fraction: f in (0, 1]; 1 makes every run separate. .1 to .2 lose nothing against a cosine of the same
+            length (Haegele et al. 2024, arXiv 2405.18392).
+        flops_per_param_token: k, > 0.
+        flops_per_s_by_params: speed in FLOP/s by size, > 0, between whose sizes it is a log-log line and beyond whose
+            ends it is flat; empty counts FLOPs instead of seconds.
+        seconds_per_run: what each run costs besides (start, compilation, evaluation); only with speeds.
+
+    Raises:
+        PlanError: a number out of its range.
+    """
+
+    cooldown_fraction: float = 1.0
+    flops_per_param_token: float = 6.0
+    flops_per_s_by_params: Mapping[float, float] = field(default_factory=lambda: MappingProxyType({}))
+    seconds_per_run: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cooldown_fraction <= 1:
+            raise PlanError(
+                f"cooldown_fraction={self.cooldown_fraction!r} must be in (0, 1]; .2 is common, 1 shares nothing"
+            )
+        if not (math.isfinite(self.flops_per_param_token) and self.flops_per_param_token > 0):
+            raise PlanError(f"flops_per_param_token={self.flops_per_param_token!r} must be finite and > 0; 6 is common")
+        for params, speed in self.flops_per_s_by_params.items():
+            if not (params > 0 and math.isfinite(params) and speed > 0 and math.isfinite(speed)):
+                raise PlanError(f"speed {speed!r} FLOP/s at {params!r} params must be finite and > 0; measure it again")
+        if not self.seconds_per_run >= 0 or (self.seconds_per_run > 0 and not self.flops_per_s_by_params):
+            raise PlanError(f"seconds_per_run={self.seconds_per_run!r} must be >= 0, and 0 without speeds; give speeds")
+
+    @property
+    def unit(self) -> str:
+        """What costs are counted in: "flops" or "seconds"."""
+        return "seconds" if self.flops_per_s_by_params else "flops"
+
+    def run_costs(self, params: Floats, tokens: Floats, horizon: Floats | float = 0.0) -> Floats:
+        """Return what each run would add, were it the only one added.
+
+        Args:
+            params: N of each run, > 0.
+            tokens: its horizon D, > 0.
+            horizon: the longest horizon that a trunk of its size already serves, tokens >= 0.
+
+        Returns:
+            FLOPs or seconds of each run.
+        """
+        longer = np.maximum(tokens - horizon, 0.0)
+        f = self.cooldown_fraction
+        # Without sharing (f = 1) a trunk serves nobody, and the first term is 0.
+        flops = self.flops_per_param_token * params * ((1 - f) * longer + f * tokens)
+        return flops / self._speed(params) + self.seconds_per_run
+
+    def sweep_cost(self, params: Floats, tokens: Floats, trunks: Mapping[float, float] | None = None) -> float:
+        """Return what runs cost together.
+
+        Args:
+            params: N of each run, > 0; equal numbers share a trunk.
+            tokens: its horizon D, > 0.
+            trunks: horizons that trunks already trained serve, by params.
+
+        Returns:
+            FLOPs or seconds.
+        """
+        longest = dict(trunks or {})
+        total = 0.0
+        for size, horizon in zip(params.tolist(), tokens.tolist(), strict=True):
+            reach = longest.get(size, 0.0)
+            total += float(self.run_costs(np.array([size]), np.array([horizon]), reach)[0])
+            longest[size] = max(reach, horizon)
+        return total
+
+    def _speed(self, params: Floats) -> Floats:
+        """Return FLOP/s at each size; 1 where FLOPs are counted."""
+        if not self.flops_per_s_by_params:
+            return np.ones_like(params)
+        sizes = np.array(sorted(self.flops_per_s_by_params))
+        speeds = np.array([self.flops_per_s_by_params[float(size)] for size in sizes])
+        return np.exp(np.interp(np.log(params), np.log(sizes), np.log(speeds)))
+
+
+def branch_saving(horizons: Floats, cooldown_fraction: float) -> float:
+    """Return the cost of horizons as branches of one trunk, over that of separate runs of the same horizons.
+
+    Args:
+        horizons: tokens of each, > 0, any unit.
+        cooldown_fraction: f in (0, 1].
+
+    Returns:
+        A ratio in (0, 1].
+    """
+    sizes = np.ones_like(horizons)
+    shared = CostModel(cooldown_fraction=cooldown_fraction).sweep_cost(sizes, horizons)
+    return shared / CostModel().sweep_cost(sizes, horizons)
