@@ -129,7 +129,7 @@ def replay(name: str, runs: Sequence[Run]) -> list[Case]:
 def pairs_bootstrap(runs: Sequence[Run], target: Target) -> tuple[float, float, float]:
     """The textbook interval: approach 3 alone, 5th and 95th percentile over resampled runs."""
     columns = [np.array([getattr(run, name) for run in runs]) for name in ("params", "tokens", "loss")]
-    law = fit_additive(*columns).law
+    law = fit_additive(*columns, delta=1e-3).law
     problem = centred_problem(*columns, delta=1e-3)
     count = len(runs)
     weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(float)

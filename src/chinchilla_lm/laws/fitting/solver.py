@@ -25,6 +25,9 @@ _MAX_STEPS = 300
 # Resamples start beside their end and are only counted: 1e-6 of the scale of the gradient moves an exponent by 1e-5.
 _RESAMPLE_STEPS, _RESAMPLE_TOLERANCE = 100, 1e-6
 _CHUNK = 256  # resamples solved at once: 256 x 240 runs x 5 doubles is 2.5 MB
+_GRID = np.geomspace(0.03, 1.5, 28)  # exponents screened: every published one, with a factor 2 to spare
+_LOW_VALLEY = 4.0  # a second valley of the screened grid is worth a start up to this multiple of the lowest value
+_GOOD_STEP = 0.3  # a Newton step that gains this share of what its parabola promises is taken without trying others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ class Problem:
         delta: where the Huber loss turns from square to straight, in ln L, > 0.
         prior_mean: of theta, shape (5,).
         prior_precision: of theta in units of S, shape (5,); 0 where there is no prior.
+        held_floor: e = ln E where E is given, else None.
     """
 
     x_n: Floats
@@ -48,6 +52,7 @@ class Problem:
     delta: float
     prior_mean: Floats
     prior_precision: Floats
+    held_floor: float | None = None
 
     def bounds(self) -> tuple[Floats, Floats]:
         """Return the lowest and the highest theta, each of shape (5,)."""
@@ -55,6 +60,8 @@ class Problem:
         nothing = floor + np.log(TERM_FLOOR)
         low = np.array([nothing, nothing, nothing, EXPONENT_RANGE[0], EXPONENT_RANGE[0]])
         high = np.array([ceiling, ceiling, ceiling, EXPONENT_RANGE[1], EXPONENT_RANGE[1]])
+        if self.held_floor is not None:
+            low[2] = high[2] = self.held_floor
         return low, high
 
 
@@ -90,31 +97,31 @@ def screen(problem: Problem, keep: int = 5) -> Floats:
     Source: variable projection, Golub and Pereyra 1973; for this law Czech et al. 2026 (arXiv 2603.22339).
     Differs: relative residuals (weights 1/L^2) stand in for the Huber loss of logs, which then ranks the starts.
     """
-    grid = np.geomspace(0.03, 1.5, 28)  # .03 to 1.5 holds every published exponent with a factor 2 to spare
-    alpha_g, beta_g = (axis.ravel() for axis in np.meshgrid(grid, grid, indexing="ij"))
-    columns = [np.exp(-alpha_g[:, None] * problem.x_n), np.exp(-beta_g[:, None] * problem.y_n)]
-    inverse_loss = np.exp(-problem.l_kn.reshape(1, -1))
-    design_gn3 = np.stack([*columns, np.ones_like(columns[0])], axis=-1) * inverse_loss[..., None]
-    weight = np.broadcast_to(problem.weight_kn.reshape(1, -1), inverse_loss.shape)
-    gram: Floats = np.einsum("gni,gnj->gij", design_gn3 * weight[..., None], design_gn3)
-    moment: Floats = np.einsum("gni,gn->gi", design_gn3, np.broadcast_to(weight, design_gn3.shape[:2]))
-    ridge: Floats = 1e-12 * np.einsum("gii->gi", gram).sum(1)
-    terms_g3 = np.linalg.solve(gram + ridge[:, None, None] * np.eye(3), moment[..., None])[..., 0]
-    smallest = 0.02 * float(np.exp(problem.l_kn.min()))  # a negative term restarts at 2 % of the loss
-    terms_g3 = np.log(np.maximum(terms_g3, smallest))
-    theta_g5 = np.column_stack([terms_g3, alpha_g, beta_g])
+    size_gn, tokens_gn = np.exp(-_GRID[:, None] * problem.x_n), np.exp(-_GRID[:, None] * problem.y_n)
+    log_loss = problem.l_kn.reshape(-1)
+    weight = problem.weight_kn.reshape(-1)
+    terms_g3 = _screened_terms(size_gn, tokens_gn, np.exp(-log_loss), weight)
+    smallest = 0.02 * float(np.exp(log_loss.min()))  # a negative term restarts at 2 % of the loss
+    alpha_g, beta_g = (axis.ravel() for axis in np.meshgrid(_GRID, _GRID, indexing="ij"))
     low, high = problem.bounds()
+    theta_g5 = np.column_stack([np.log(np.maximum(terms_g3, smallest)), alpha_g, beta_g])
     theta_g5 = np.clip(theta_g5, low, high)
-    order = np.argsort(objective(theta_g5, problem))
-    return theta_g5[order[:keep]]
+    size_term, data_term, floor = np.exp(theta_g5[:, :3].T)
+    rows, columns = np.divmod(np.arange(len(alpha_g)), len(_GRID))
+    predicted = size_term[:, None] * size_gn[rows]
+    predicted += data_term[:, None] * tokens_gn[columns]
+    predicted += floor[:, None]
+    value_g = _huber(np.log(predicted) - log_loss, problem.delta) @ weight + _penalty(theta_g5, problem)
+    return theta_g5[_valleys_first(value_g)[:keep]]
 
 
 def minimise(theta_k5: Floats, problem: Problem, *, most_steps: int = _MAX_STEPS, tolerance: float = 1e-9) -> Solution:
     """Walk each start to its minimum.
 
-    Each step tries a Levenberg-Marquardt step on the reweighted squares (safe far away: the square majorises Huber) and
-    a Newton step with the exact second derivatives (fast nearby), and takes the better. A start stops when its gradient
-    is below tolerance * delta * (sum of weights), or when no step at any damping lowers S (the limit of doubles).
+    Each step tries a Newton step with the exact second derivatives; where it gains too little it also tries a
+    Levenberg-Marquardt step on the reweighted squares (safe far away: the square majorises Huber) and shorter Newton
+    steps, and takes the best. A start stops when its gradient is below tolerance * delta * (sum of weights), or when no
+    step at any damping lowers S (the limit of doubles).
 
     Args:
         theta_k5: starts, shape (K, 5).
@@ -127,33 +134,26 @@ def minimise(theta_k5: Floats, problem: Problem, *, most_steps: int = _MAX_STEPS
     """
     low, high = problem.bounds()
     theta = np.clip(theta_k5, low, high)
-    objective_k = objective(theta, problem)
     damping = np.full(len(theta), 1e-3)
     smallest_k = tolerance * problem.delta * np.broadcast_to(problem.weight_kn.sum(1), len(theta))
     active = np.arange(len(theta))
+    part = problem
+    objective_k = objective(theta, problem)
     for _ in range(most_steps):
-        part = _rows(problem, active)
         gradient, reweighted, hessian = derivatives(theta[active], part)
         gradient, fixed = _free(gradient, theta[active], low, high)
         busy = (np.abs(gradient).max(1) > smallest_k[active]) & (damping[active] < 1e9)
         if not busy.any():
             break
-        gradient, reweighted, hessian, fixed = gradient[busy], reweighted[busy], hessian[busy], fixed[busy]
-        active = active[busy]
-        part = _rows(problem, active)
-        steps = _trial_steps(gradient, _pin(reweighted, fixed), _pin(hessian, fixed), damping[active])
-        trials = [np.clip(theta[active] + step, low, high) for step in steps]
-        values = np.stack([objective(trial, part) for trial in trials])
-        values = np.where(np.isfinite(values), values, np.inf)
-        best = values.argmin(0)
-        columns = np.arange(len(active))
-        lowers = values[best, columns] < objective_k[active]
-        damping[active] = np.where(
-            values[0] < objective_k[active], np.maximum(damping[active] * 0.3, 1e-12), damping[active] * 4
+        if not busy.all():
+            gradient, reweighted, hessian, fixed = gradient[busy], reweighted[busy], hessian[busy], fixed[busy]
+            active = active[busy]
+            part = _rows(problem, active)
+        if fixed.any():
+            reweighted, hessian = _pin(reweighted, fixed), _pin(hessian, fixed)
+        theta[active], objective_k[active], damping[active] = _step(
+            theta[active], objective_k[active], damping[active], (gradient, reweighted, hessian), part
         )
-        chosen = np.stack(trials)[best, columns]
-        theta[active] = np.where(lowers[:, None], chosen, theta[active])
-        objective_k[active] = np.where(lowers, values[best, columns], objective_k[active])
     gradient, _, hessian = derivatives(theta, problem)
     gradient, _ = _free(gradient, theta, low, high)
     return Solution(
@@ -232,12 +232,11 @@ def centred_theta(law: AdditiveLaw, params: Floats, tokens: Floats) -> Floats:
 
 def objective(theta_k5: Floats, problem: Problem) -> Floats:
     """Return S of each theta, shape (K,)."""
-    log_loss, _ = _log_loss(theta_k5, problem)
-    residual = log_loss - problem.l_kn
-    size = np.abs(residual)
-    huber = np.where(size <= problem.delta, 0.5 * residual**2, problem.delta * (size - 0.5 * problem.delta))
-    penalty = 0.5 * ((theta_k5 - problem.prior_mean) ** 2 * problem.prior_precision).sum(1)
-    return (problem.weight_kn * huber).sum(1) + penalty
+    residual = log_loss_shares(theta_k5, problem)[0] - problem.l_kn
+    huber = _huber(residual, problem.delta)
+    if len(problem.weight_kn) == 1:
+        return huber @ problem.weight_kn[0] + _penalty(theta_k5, problem)
+    return np.einsum("kn,kn->k", problem.weight_kn, huber) + _penalty(theta_k5, problem)
 
 
 def derivatives(theta_k5: Floats, problem: Problem) -> tuple[Floats, Floats, Floats]:
@@ -245,60 +244,145 @@ def derivatives(theta_k5: Floats, problem: Problem) -> tuple[Floats, Floats, Flo
 
     With shares s of the three terms in L: dr/dtheta = (s1, s2, s3, -s1 x, -s2 y).
     """
-    log_loss, shares = _log_loss(theta_k5, problem)
+    log_loss, shares_3kn = log_loss_shares(theta_k5, problem)
     residual = log_loss - problem.l_kn
-    size = np.abs(residual)
-    pull = problem.weight_kn * np.clip(residual, -problem.delta, problem.delta)
-    x, y = problem.x_n, problem.y_n
-    jacobian = np.stack([shares[0], shares[1], shares[2], -shares[0] * x, -shares[1] * y], axis=-1)
-    gradient = np.einsum("kn,kni->ki", pull, jacobian) + (theta_k5 - problem.prior_mean) * problem.prior_precision
-    reweight = problem.weight_kn * np.where(size <= problem.delta, 1.0, problem.delta / np.maximum(size, 1e-300))
-    reweighted = (jacobian * reweight[..., None]).swapaxes(1, 2) @ jacobian
+    delta, weight, x, y = problem.delta, problem.weight_kn, problem.x_n, problem.y_n
+    clipped = np.clip(residual, -delta, delta)
+    pull = weight * clipped
+    jacobian = np.empty((len(theta_k5), 5, len(x)))
+    jacobian[:, :3] = shares_3kn.swapaxes(0, 1)
+    np.multiply(shares_3kn[0], -x, out=jacobian[:, 3])
+    np.multiply(shares_3kn[1], -y, out=jacobian[:, 4])
+    across = jacobian.swapaxes(1, 2)
+    gradient = (jacobian @ pull[..., None])[..., 0] + (theta_k5 - problem.prior_mean) * problem.prior_precision
+    inside = clipped == residual
+    # Huber's weight: 1 inside, delta / |r| outside, where the clipped residual is +-delta.
+    reweight = weight * np.divide(clipped, residual, out=np.ones_like(residual), where=~inside)
+    reweighted = (jacobian * reweight[:, None, :]) @ across
     # Second derivatives: Huber'' J J^T + Huber' (sum_t s_t u_t u_t^T - J J^T), u_t the gradient of term t's exponent.
-    curvature = problem.weight_kn * (size <= problem.delta) - pull
-    hessian = (jacobian * curvature[..., None]).swapaxes(1, 2) @ jacobian
+    hessian = (jacobian * (weight * inside - pull)[:, None, :]) @ across
     for term, exponent, axis in ((0, 3, x), (1, 4, y)):
-        pulled = pull * shares[term]
+        pulled = pull * shares_3kn[term]
         hessian[:, term, term] += pulled.sum(1)
-        cross = -(pulled * axis).sum(1)
+        cross = pulled @ -axis
         hessian[:, term, exponent] += cross
         hessian[:, exponent, term] += cross
-        hessian[:, exponent, exponent] += (pulled * axis**2).sum(1)
-    hessian[:, 2, 2] += (pull * shares[2]).sum(1)
+        hessian[:, exponent, exponent] += pulled @ axis**2
+    hessian[:, 2, 2] += np.einsum("kn,kn->k", pull, shares_3kn[2])
     diagonal = np.arange(5)
     reweighted[:, diagonal, diagonal] += problem.prior_precision
     hessian[:, diagonal, diagonal] += problem.prior_precision
     return gradient, reweighted, hessian
 
 
-def _log_loss(theta_k5: Floats, problem: Problem) -> tuple[Floats, Floats]:
-    """Return ln L (K, n) and the terms' shares of L (3, K, n)."""
-    size_term = theta_k5[:, 0:1] - theta_k5[:, 3:4] * problem.x_n
-    data_term = theta_k5[:, 1:2] - theta_k5[:, 4:5] * problem.y_n
-    floor_term = np.broadcast_to(theta_k5[:, 2:3], size_term.shape)
-    terms = np.stack([size_term, data_term, floor_term])
-    top = terms.max(0)
-    powers = np.exp(terms - top)
-    total = powers.sum(0)
-    return top + np.log(total), powers / total
+def log_loss_shares(theta_k5: Floats, problem: Problem) -> tuple[Floats, Floats]:
+    """Return ln L (K, n) and the shares of the size, data and floor terms in L (3, K, n).
+
+    Within the box no term exceeds another by more than about e^60, so no maximum need be taken out.
+    """
+    a, b, e, alpha, beta = (column[:, None] for column in theta_k5.T)
+    shares = np.empty((3, len(theta_k5), len(problem.x_n)))
+    np.exp(a - e - alpha * problem.x_n, out=shares[0])
+    np.exp(b - e - beta * problem.y_n, out=shares[1])
+    total = shares[0] + shares[1]
+    total += 1.0
+    np.divide(1.0, total, out=shares[2])
+    shares[:2] *= shares[2]
+    return e + np.log(total), shares
 
 
-def _trial_steps(gradient: Floats, reweighted: Floats, hessian: Floats, damping: Floats) -> list[Floats]:
-    """Return the Levenberg-Marquardt step, and the Newton step at three lengths."""
-    diagonal: Floats = np.maximum(np.einsum("kii->ki", reweighted), 1e-300)
-    scale = 1 / np.sqrt(diagonal)
-    scaled_gradient = (scale * gradient)[..., None]
-    damped: Floats = reweighted * scale[:, :, None] * scale[:, None, :] + (damping + 1e-14)[:, None, None] * np.eye(5)
-    safe = -scale * np.linalg.solve(damped, scaled_gradient)[..., 0]
+def _screened_terms(size_gn: Floats, tokens_gn: Floats, inverse_loss: Floats, weight: Floats) -> Floats:
+    """Solve the weighted least squares of (A, B, E) for every pair of exponents from shared sums, shape (G * G, 3)."""
+    count = len(size_gn)
+    square = weight * inverse_loss**2
+    gram = np.empty((count, count, 3, 3))
+    moment = np.empty((count, count, 3))
+    gram[..., 0, 0] = (size_gn**2 @ square)[:, None]
+    gram[..., 1, 1] = tokens_gn**2 @ square
+    gram[..., 2, 2] = square.sum()
+    gram[..., 0, 1] = gram[..., 1, 0] = (size_gn * square) @ tokens_gn.T
+    gram[..., 0, 2] = gram[..., 2, 0] = (size_gn @ square)[:, None]
+    gram[..., 1, 2] = gram[..., 2, 1] = tokens_gn @ square
+    moment[..., 0] = (size_gn @ (weight * inverse_loss))[:, None]
+    moment[..., 1] = tokens_gn @ (weight * inverse_loss)
+    moment[..., 2] = weight @ inverse_loss
+    ridge = 1e-12 * np.trace(gram, axis1=2, axis2=3)
+    gram += ridge[..., None, None] * np.eye(3)
+    terms: Floats = np.linalg.solve(gram, moment[..., None])
+    return terms.reshape(-1, 3)
+
+
+def _valleys_first(value_g: Floats) -> np.ndarray:
+    """Order the grid by value, its low local minima before all others, so that starts lie in different valleys."""
+    count = len(_GRID)
+    around = np.pad(value_g.reshape(count, count), 1, constant_values=np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(around, (3, 3))
+    is_valley = (windows.min((2, 3)).ravel() == value_g) & (value_g <= _LOW_VALLEY * value_g.min())
+    return np.lexsort((value_g, ~is_valley))
+
+
+def _step(
+    theta: Floats, objective_k: Floats, damping: Floats, slopes: tuple[Floats, Floats, Floats], part: Problem
+) -> tuple[Floats, Floats, Floats]:
+    """Take one step of each fit; `slopes` are the gradient and the two matrices. Return theta, S and the damping."""
+    gradient, reweighted, hessian = slopes
+    low, high = part.bounds()
+    newton = _newton_steps(gradient, reweighted, hessian)
+    trial = np.clip(theta + newton, low, high)
+    value = np.nan_to_num(objective(trial, part), nan=np.inf)
+    promised = -0.5 * (gradient * newton).sum(1)
+    good = value < objective_k - _GOOD_STEP * promised
+    if good.all():
+        return trial, value, np.maximum(damping * 0.3, 1e-12)
+    poor = np.flatnonzero(~good)
+    rest = _rows(part, poor)
+    safe = _damped_steps(gradient[poor], reweighted[poor], damping[poor])
+    others = [np.clip(theta[poor] + step, low, high) for step in (safe, 0.3 * newton[poor], 0.1 * newton[poor])]
+    values = np.stack([value[poor], *(np.nan_to_num(objective(other, rest), nan=np.inf) for other in others)])
+    best, columns = values.argmin(0), np.arange(len(poor))
+    lowest = values[best, columns]
+    lowers = lowest < objective_k[poor]
+    chosen = np.stack([trial[poor], *others])[best, columns]
+    trial[poor] = np.where(lowers[:, None], chosen, theta[poor])
+    value[poor] = np.where(lowers, lowest, objective_k[poor])
+    factor = np.full(len(theta), 0.3)
+    factor[poor] = np.where(values[1] < objective_k[poor], 0.3, 4.0)
+    return trial, value, np.maximum(damping * factor, 1e-12)
+
+
+def _newton_steps(gradient: Floats, reweighted: Floats, hessian: Floats) -> Floats:
+    scale, scaled_gradient = _scaled(gradient, reweighted)
     values, vectors = np.linalg.eigh(hessian * scale[:, :, None] * scale[:, None, :])
     values = np.maximum(np.abs(values), 1e-12)  # a saddle is left downhill (Dauphin et al. 2014)
-    newton = -scale * (vectors @ ((vectors.swapaxes(1, 2) @ scaled_gradient) / values[..., None]))[..., 0]
-    return [safe, newton, 0.3 * newton, 0.1 * newton]
+    return -scale * (vectors @ ((vectors.swapaxes(1, 2) @ scaled_gradient) / values[..., None]))[..., 0]
+
+
+def _damped_steps(gradient: Floats, reweighted: Floats, damping: Floats) -> Floats:
+    scale, scaled_gradient = _scaled(gradient, reweighted)
+    damped: Floats = reweighted * scale[:, :, None] * scale[:, None, :] + (damping + 1e-14)[:, None, None] * np.eye(5)
+    return -scale * np.linalg.solve(damped, scaled_gradient)[..., 0]
+
+
+def _scaled(gradient: Floats, reweighted: Floats) -> tuple[Floats, Floats]:
+    """Return the scale (K, 5) that gives the reweighted matrix a unit diagonal, and the gradient (K, 5, 1) in it."""
+    diagonal: Floats = np.maximum(np.einsum("kii->ki", reweighted), 1e-300)
+    scale = 1 / np.sqrt(diagonal)
+    return scale, (scale * gradient)[..., None]
+
+
+def _huber(residual: Floats, delta: float) -> Floats:
+    """Return Huber's loss: r^2 / 2 up to delta, and a straight line beyond; c (r - c / 2) with c = r clipped."""
+    clipped = np.clip(residual, -delta, delta)
+    return clipped * (residual - 0.5 * clipped)
+
+
+def _penalty(theta_k5: Floats, problem: Problem) -> Floats:
+    return 0.5 * ((theta_k5 - problem.prior_mean) ** 2 @ problem.prior_precision)
 
 
 def _free(gradient: Floats, theta: Floats, low: Floats, high: Floats) -> tuple[Floats, np.ndarray]:
     """Zero the gradient of parameters that the box holds, and say which those are."""
-    fixed = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    fixed = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)) | (low == high)
     return np.where(fixed, 0.0, gradient), fixed
 
 
