@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.laws.count import (
+    attention_flops,
     count_hoffmann_parameters,
     count_parameters,
+    flops_of,
+    forward_flops,
     inference_flops_per_token,
     training_flops_per_token,
 )
@@ -136,3 +140,71 @@ def test_unknown_conventions_and_layouts_are_refused() -> None:
         count_parameters(SMALL).by("all")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="layout 'chinchilla'"):
         training_flops_per_token(SMALL, "hoffmann_text")
+
+
+def test_the_parts_of_a_forward_pass_make_every_convention() -> None:
+    parts = forward_flops(SMALL)
+    assert training_flops_per_token(SMALL) == 3 * parts.total()
+    assert training_flops_per_token(SMALL, "6N_matmul") == 3 * parts.total(attention=False)
+    assert inference_flops_per_token(SMALL, 7) == forward_flops(SMALL, 7).total()
+    assert parts.total(embedding=True) - parts.total() == parts.head == 2 * 96 * 24
+    assert forward_flops(SMALL, 0).attention == 0
+
+
+def test_kaplan_counts_what_we_do_without_the_head() -> None:
+    # Half of the keys on average, two products: 2 n_layers n_ctx d_attn. Only the head differs (Porian et al. 2024).
+    assert training_flops_per_token(SMALL, "kaplan") == 3 * forward_flops(SMALL).total(head=False)
+
+
+PALM = ModelShape(  # Chowdhery et al. 2022, table 1: 118 layers, 48 heads of 256, one key head, vocabulary 256k, tied
+    layout="llama",
+    vocab=256_000,
+    context=2048,
+    d_model=18432,
+    n_layers=118,
+    n_heads=48,
+    n_kv_heads=1,
+    head_dim=256,
+    d_ff=4 * 18432,
+    is_tied=True,
+)
+
+
+def test_palm_counts_its_parameters_and_twice_our_attention() -> None:
+    count = count_parameters(PALM)
+    assert round(count.matmul / 1e9, 2) == 540.35  # the table's; its parallel blocks have one norm each, ours two
+    exact = training_flops_per_token(PALM, "exact_full_attention")
+    vectors = count.total - count.matmul  # norms, which PaLM's N holds and no matrix product does
+    assert training_flops_per_token(PALM, "palm") == pytest.approx(exact + 6 * vectors, rel=1e-15)
+    untied = dataclasses.replace(PALM, is_tied=False)
+    assert training_flops_per_token(untied, "palm") == training_flops_per_token(PALM, "palm")
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_grouped_key_heads_save_weights_and_no_attention(n_kv_heads: int) -> None:
+    shape = dataclasses.replace(SMALL, n_kv_heads=n_kv_heads)
+    full = dataclasses.replace(SMALL, n_kv_heads=4)
+    assert attention_flops(shape, 16) == attention_flops(full, 16)
+    saved = 2 * 3 * 24 * 8 * (4 - n_kv_heads)  # two matrices, three layers, d x head_dim for each head fewer
+    assert count_parameters(full).matmul - count_parameters(shape).matmul == saved
+
+
+def test_swiglu_has_a_third_matrix_and_no_biases() -> None:
+    shape = dataclasses.replace(SMALL, activation="gelu")
+    difference = count_parameters(SMALL).non_embedding - count_parameters(shape).non_embedding
+    assert difference == 3 * (24 * 40 - (40 + 24))
+
+
+def test_the_budget_of_gopher_does_not_overflow() -> None:
+    params, tokens = np.array([280_000_000_000]), np.array([300_000_000_000])
+    with np.errstate(over="ignore"):
+        wrong = 6 * params * tokens
+    assert wrong[0] != 5.04e23  # what numpy's int64 says, without a word
+    assert flops_of(params, tokens)[0] == 5.04e23
+    assert flops_of(280_000_000_000, 300_000_000_000) == 5.04e23
+    assert flops_of(np.int64(280_000_000_000), np.int64(300_000_000_000)) == 5.04e23
+
+
+@given(st.floats(1e3, 1e13), st.floats(1e3, 1e15), st.floats(1, 12))
+def test_flops_are_the_product(params: float, tokens: float, k: float) -> None:
+    assert flops_of(params, tokens, k) == pytest.approx(k * params * tokens, rel=1e-15)

@@ -3,13 +3,18 @@
 Symbols: d d_model, f d_ff, e head_dim, H = n_heads * e, K = n_kv_heads * e, V vocab, T context, L n_layers.
 A multiply-add is two FLOPs, and a backward pass costs twice its forward pass. Only matrix products are counted:
 norms, softmax, rotations and the optimizer are left out, as in every convention of the literature but appendix F's.
-Parameters are ints; FLOPs are floats always, since 6 N D overflows an int64 above 9.2e18. It never builds a module.
+Parameters are ints; FLOPs are floats always, since 6 N D overflows an int64 above 9.2e18. Experts are counted in
+`laws.moe`, serving in `laws.serving`, and one convention of N turns into another in `laws.conversion`. It never builds
+a module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.core.shapes import ModelShape
@@ -21,6 +26,8 @@ FlopsConvention = Literal[
     "6N_total",
     "6N_matmul",
     "6N_non_embedding",
+    "kaplan",
+    "palm",
     "hoffmann_table",
     "hoffmann_logits",
     "hoffmann_text",
@@ -86,6 +93,51 @@ def count_parameters(shape: ModelShape) -> ParameterCount:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ForwardFlops:
+    """What one token costs in a forward pass, by what it is spent on, so that any convention is a sum.
+
+    Attributes:
+        blocks: products with the blocks' matrices, 2 FLOPs a weight.
+        attention: products of queries with keys, and of weights with values (no softmax).
+        head: product with the output projection, 2 V d, tied or not.
+        embedding: the embedding as a product with a one-hot vector, 2 V d; it is looked up in practice, for nothing.
+    """
+
+    blocks: float
+    attention: float
+    head: float
+    embedding: float
+
+    def total(self, *, attention: bool = True, head: bool = True, embedding: bool = False) -> float:
+        """Return the FLOPs of one token with or without each part; a training token costs three times that."""
+        return (
+            self.blocks
+            + (self.attention if attention else 0.0)
+            + (self.head if head else 0.0)
+            + (self.embedding if embedding else 0.0)
+        )
+
+
+def forward_flops(shape: ModelShape, keys: float | None = None) -> ForwardFlops:
+    """Count one token's forward pass.
+
+    Args:
+        shape: any layout.
+        keys: how many keys its query meets, >= 0; None is T/2, the causal mean over a full context.
+
+    Returns:
+        FLOPs per token, by part.
+    """
+    vocabulary = 2.0 * shape.vocab * shape.d_model
+    return ForwardFlops(
+        blocks=2.0 * shape.n_layers * _block_matrices(shape),
+        attention=attention_flops(shape, shape.context / 2 if keys is None else float(keys)),
+        head=vocabulary,
+        embedding=vocabulary,
+    )
+
+
 def count_hoffmann_parameters(shape: ModelShape) -> int:
     """Count parameters so as to meet the totals of Hoffmann et al.'s models, such as 73,825,280 for their "73M".
 
@@ -127,6 +179,10 @@ def training_flops_per_token(shape: ModelShape, convention: FlopsConvention = "e
                 queries and distances, and its position keys are counted once a token: right for one row a pass).
             "exact_full_attention": the same over all T keys, as most published counts do (Narayanan et al. 2021).
             "6N_total", "6N_matmul", "6N_non_embedding": six times the count of that name, no attention.
+            "kaplan": 3 (2 N + 2 n_layers T H), N the blocks' matrices: no head, and attention over half of the keys
+                (Kaplan et al. 2020, table 1, whose d_attn is H).
+            "palm": 6 N + 12 n_layers H T, N all that is stored but an embedding apart from the head: attention over all
+                keys (Chowdhery et al. 2022, appendix B, whose models are tied).
             "hoffmann_table": appendix F of Hoffmann et al. without embedding and logits; with N of
                 `count_hoffmann_parameters` it gives the ratios of their Table A4.
             "hoffmann_logits": the same with logits.
@@ -144,15 +200,21 @@ def training_flops_per_token(shape: ModelShape, convention: FlopsConvention = "e
         )
     count = count_parameters(shape)
     if convention == "exact":
-        return 3.0 * (2.0 * count.matmul + _attention_flops(shape, shape.context / 2))
+        return 3.0 * (2.0 * count.matmul + attention_flops(shape, shape.context / 2))
     if convention == "exact_full_attention":
-        return 3.0 * (2.0 * count.matmul + _attention_flops(shape, float(shape.context)))
+        return 3.0 * (2.0 * count.matmul + attention_flops(shape, float(shape.context)))
     if convention == "6N_total":
         return 6.0 * count.total
     if convention == "6N_matmul":
         return 6.0 * count.matmul
     if convention == "6N_non_embedding":
         return 6.0 * count.non_embedding
+    keys_width = float(shape.context) * shape.n_heads * shape.head_dim * shape.n_layers
+    if convention == "kaplan":
+        return 3.0 * (2.0 * (count.matmul - count.embedding) + 2.0 * keys_width)
+    if convention == "palm":
+        stored = count.total - (0 if shape.is_tied else count.embedding)
+        return 6.0 * stored + 12.0 * keys_width
     vocabulary_products = {"hoffmann_table": 0, "hoffmann_logits": 1, "hoffmann_text": 2}[convention]
     return _hoffmann_training_flops(shape, vocabulary_products)
 
@@ -168,7 +230,44 @@ def inference_flops_per_token(shape: ModelShape, past_tokens: float | None = Non
         FLOPs per token.
     """
     keys = shape.context / 2 if past_tokens is None else float(past_tokens)
-    return 2.0 * count_parameters(shape).matmul + _attention_flops(shape, keys)
+    return 2.0 * count_parameters(shape).matmul + attention_flops(shape, keys)
+
+
+def attention_flops(shape: ModelShape, keys: float) -> float:
+    """Count one query's products with `keys` keys in all layers: scores, values and (relative positions) distances.
+
+    Args:
+        shape: any layout; grouped key heads cost as much as full ones, since every query head meets every key.
+        keys: how many, >= 0.
+
+    Returns:
+        Forward FLOPs.
+    """
+    products = 3.0 if shape.layout == "chinchilla" else 2.0
+    return 2.0 * products * keys * shape.n_heads * shape.head_dim * shape.n_layers
+
+
+@overload
+def flops_of(params: float, tokens: float, flops_per_param_token: float = 6.0) -> float: ...
+@overload
+def flops_of(
+    params: npt.NDArray[Any], tokens: npt.NDArray[Any], flops_per_param_token: float = 6.0
+) -> npt.NDArray[np.float64]: ...
+def flops_of(
+    params: float | npt.NDArray[Any], tokens: float | npt.NDArray[Any], flops_per_param_token: float = 6.0
+) -> float | npt.NDArray[np.float64]:
+    """Return C = k N D in floats, whatever the numbers came as.
+
+    Args:
+        params: N > 0, number or array; integers of any width are turned into floats first.
+        tokens: D > 0.
+        flops_per_param_token: k; 6 counts a multiply-add of each weight forward and two backward.
+
+    Returns:
+        FLOPs, a float or an array of floats. In numpy's int64 the same product is silently wrong above 9.2e18.
+    """
+    product = flops_per_param_token * np.asarray(params, dtype=np.float64) * np.asarray(tokens, dtype=np.float64)
+    return product if product.ndim else float(product)
 
 
 def _block_matrices(shape: ModelShape) -> int:
@@ -194,12 +293,6 @@ def _block_vectors(shape: ModelShape) -> int:
 
 def _norm(shape: ModelShape) -> int:
     return (2 if shape.layout == "textbook" else 1) * shape.d_model
-
-
-def _attention_flops(shape: ModelShape, keys: float) -> float:
-    """Forward FLOPs of one query's products with `keys` keys: scores, values and (relative positions) distances."""
-    products = 3.0 if shape.layout == "chinchilla" else 2.0
-    return 2.0 * products * keys * shape.n_heads * shape.head_dim * shape.n_layers
 
 
 def _hoffmann_training_flops(shape: ModelShape, vocabulary_products: int) -> float:
