@@ -13,7 +13,7 @@ from chinchilla_lm.laws.shapes import shape_on_path
 from chinchilla_lm.laws.trust.bracket import Run
 from chinchilla_lm.study.decide import flat_band, rank_candidates
 from chinchilla_lm.study.registry import Registry
-from chinchilla_lm.study.sweep import best_scale, ladder_runs
+from chinchilla_lm.study.sweep import best_scale, ladder_runs, seed_scatter
 from chinchilla_lm.study.trial import TrialSpec, trunk_config, trunk_reaches
 
 SHAPE = shape_on_path(64, vocab=1024, context=128)
@@ -63,6 +63,25 @@ def test_the_law_takes_finished_ladder_trials_at_the_rate_the_sweep_settled_on()
         record("b", rung=1, loss=2.5),
     ]
     assert [run.loss for run in ladder_runs(records)] == [3.0, 2.5]
+
+
+def test_the_scatter_of_seeds_pools_the_repeat_with_what_is_known():
+    def record(purpose, loss, **changes):
+        base = {
+            "purpose": purpose,
+            "status": "done",
+            "lr_scale": 1.0,
+            "rung": 0,
+            "loss": loss,
+            "shape": {"d_model": 32},
+        }
+        return {**base, **changes}
+
+    first, other_size = record("ladder", 4.0), record("ladder", 9.0, shape={"d_model": 48})
+    assert seed_scatter([first, other_size]) == pytest.approx(0.003)
+    again = record("repeat", 4.0 * math.exp(0.01))
+    assert seed_scatter([first, other_size, again]) == pytest.approx(math.sqrt((4 * 0.003**2 + 0.01**2 / 2) / 5))
+    assert seed_scatter([first, record("repeat", None, status="diverged")]) == pytest.approx(0.003)
 
 
 def test_the_registry_keeps_results_and_refuses_another_spec_of_the_same_name(tmp_path):

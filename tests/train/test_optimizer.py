@@ -39,8 +39,8 @@ def test_groups_hold_what_they_say(shape):
     groups = group_parameters(Transformer(shape))
     assert list(groups["embedding"]) == ["embedding"]
     assert all(parameter.ndim == 2 for parameter in groups["matrix"].values())
-    assert all(name.endswith(".weight") for name in groups["matrix"])
-    assert ("head.weight" in groups["matrix"]) == (not shape.is_tied)
+    assert all(name.startswith("blocks.") and name.endswith(".weight") for name in groups["matrix"])
+    assert ("head.weight" in groups["head"]) == (not shape.is_tied)
     assert all(name.endswith("bias") or "norm" in name for name in groups["vector"])
 
 
@@ -57,7 +57,8 @@ def test_foreign_modules_are_grouped_by_type():
 
     groups = group_parameters(Tied())
     assert {kind: list(names) for kind, names in groups.items()} == {
-        "matrix": ["project.weight"],
+        "matrix": [],
+        "head": ["project.weight"],
         "embedding": ["wte.weight"],
         "vector": ["project.bias", "norm.weight", "norm.bias"],
     }
@@ -67,6 +68,7 @@ def test_groups_carry_their_peak_rate_and_decay():
     optimizer = build_optimizer(Transformer(SHAPE), CONFIG)
     assert {g["name"]: (g["lr_peak"], g["weight_decay"]) for g in optimizer.param_groups} == {
         "matrix": (0.01, 0.5),
+        "head": (0.01, 0.5),
         "embedding": (0.3, 0.0),
         "vector": (0.01, 0.0),
     }

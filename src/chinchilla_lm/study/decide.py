@@ -17,7 +17,7 @@ from chinchilla_lm.core.errors import BudgetError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
-from chinchilla_lm.laws.planning.plan import effective_tokens
+from chinchilla_lm.laws.forms.repetition import effective_tokens
 from chinchilla_lm.laws.shapes import path
 from chinchilla_lm.laws.trust.bracket import Run, Target
 from chinchilla_lm.laws.trust.forecast import Forecast, forecast
@@ -108,7 +108,9 @@ def flat_band(candidates: Sequence[Candidate]) -> dict[str, float]:
     return {"params_low": min(inside), "params_high": max(inside), "loss_penalty": FLAT_BAND_PENALTY}
 
 
-def forecast_run(runs: Sequence[Run], shape: ModelShape, tokens: float, unique_tokens: float) -> Forecast:
+def forecast_run(
+    runs: Sequence[Run], shape: ModelShape, tokens: float, unique_tokens: float, seed_sd: float
+) -> Forecast:
     """Forecast a run of a shape, its repeated tokens discounted.
 
     Args:
@@ -116,6 +118,7 @@ def forecast_run(runs: Sequence[Run], shape: ModelShape, tokens: float, unique_t
         shape: to be trained.
         tokens: to train on.
         unique_tokens: in the text.
+        seed_sd: sd of ln L between seeds.
 
     Returns:
         The forecast.
@@ -126,7 +129,7 @@ def forecast_run(runs: Sequence[Run], shape: ModelShape, tokens: float, unique_t
         flops=tokens * training_flops_per_token(shape),
         effective_tokens=float(effective_tokens(tokens, unique_tokens)),
     )
-    return forecast(runs, target)
+    return forecast(runs, target, seed_sd=seed_sd)
 
 
 def forecast_record(

@@ -33,7 +33,7 @@ SIZE_RATIO = RUNG_SPACING**0.5  # N* grows as C^.5: the optimum of a rung is the
 _PRIOR_TOKENS_PER_PARAM = 8.0
 _SIZES_PER_RUNG = 3
 LEAST_WIDTH = 16  # of a trial; with a head_dim of 32 it still is a Transformer
-_EXTRA_BOTTOM_RUNS = 2  # the learning-rate probes at half and twice the rate
+_EXTRA_BOTTOM_RUNS = 3  # the learning-rate probes at half and twice the rate, and the repeat with another seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Ladder:
 
     Attributes:
         rung_flops: compute of each rung's runs, rising.
-        sizes_per_rung: runs on each rung; the bottom one has two probes more.
+        sizes_per_rung: runs on each rung; the bottom one has two probes and a repeat more.
         final_flops: compute that is left for the final run, estimated.
         sweep_cost: of the whole ladder in the allowance's unit, estimated.
         notes: what the budget did not allow, in plain words.

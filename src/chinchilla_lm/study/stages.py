@@ -42,7 +42,7 @@ from chinchilla_lm.study.pool import WorkerPool
 from chinchilla_lm.study.progress import Progress
 from chinchilla_lm.study.request import Allowance, StudyConfig
 from chinchilla_lm.study.speeds import MachineSpeeds
-from chinchilla_lm.study.sweep import SweepSettings, best_of_top_rung, ladder_runs, run_sweep
+from chinchilla_lm.study.sweep import SweepSettings, best_of_top_rung, ladder_runs, run_sweep, seed_scatter
 from chinchilla_lm.study.train_only import train_on_prepared
 from chinchilla_lm.study.trial import HELDOUT_TOKENS
 from chinchilla_lm.train.config import TrainConfig
@@ -181,9 +181,9 @@ class Study:
             top = best_of_top_rung(runs)
             unique, context = float(manifest.train_tokens), environment["context"]
             speeds = machine_speeds(environment["speeds"], environment["n_workers"])
-            first = forecast_run(
-                runs, nearest_shape(top.params, vocab=manifest.vocab, context=context), 10 * top.tokens, unique
-            )
+            seed_sd = seed_scatter(records)
+            near = nearest_shape(top.params, vocab=manifest.vocab, context=context)
+            first = forecast_run(runs, near, 10 * top.tokens, unique, seed_sd)
             candidates = rank_candidates(
                 first.law,
                 self._affordable(speeds),
@@ -193,7 +193,7 @@ class Study:
                 unique_tokens=unique,
             )
             plan = self._plan(candidates[0].shape, candidates[0].tokens, environment, lr_scale)
-            made = forecast_run(runs, plan.shape, plan.tokens, unique)
+            made = forecast_run(runs, plan.shape, plan.tokens, unique, seed_sd)
             heldout = heldout_windows(manifest, context, HELDOUT_TOKENS)
             record = forecast_record(
                 made,
@@ -203,7 +203,7 @@ class Study:
                 tokens_per_byte=heldout.tokens / heldout.bytes,
                 unique_tokens=unique,
             )
-            write_json(self.directory.law, made.law_record())
+            write_json(self.directory.law, {**made.law_record(), "seed_sd": seed_sd})
             write_text(self.directory.plan, dump_toml(plan, plan_comments(record["law_hash"])))
             write_json(self.directory.forecast, record)
         self.progress.stage("forecast", forecast_sentence(record))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,10 @@ _PROBE_SCALES = (0.5, 1.0, 2.0)
 # nearly the same compute, all within this of the loss at k = 1 (dev/LOG.md 2026-11-21).
 _LEAST_GAIN = 0.003
 _LEAST_SCALE, _MOST_SCALE = 0.35, 2.8
+_REPEAT_SEED = 1000  # added to the sweep's seed: no run of a user's own few seeds shares it
+# What is known of seeds before a sweep: .24 to .8 % of the loss for models of 1e5 to 1e6 parameters (recipe v1), worth
+# as much as four pairs of runs of this machine's own.
+_PRIOR_SEED_SD, _PRIOR_PAIRS = 0.003, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +113,17 @@ class _Climb:
             self._written = {record["trial"] for record in read_records(directory.trials, "trial/1")}
 
     def probe(self, ladder: Ladder) -> float:
-        """Measure the learning-rate scale k at the centre of the bottom rung; return it."""
+        """Measure the learning-rate scale k, and the scatter of seeds, at the centre of the bottom rung; return k."""
         flops = ladder.rung_flops[0]
         sizes = self._sizes(flops, prior_params(flops), 1)
         specs = [
             self._spec("ladder" if scale == 1.0 else "probe", 0, flops, sizes[0], scale) for scale in _PROBE_SCALES
         ]
-        records = self._run(specs)
-        scales = [record["lr_scale"] for record in records if record["status"] == "done"]
-        losses = [record["loss"] for record in records if record["status"] == "done"]
+        again = self._spec("repeat", 0, flops, sizes[0], 1.0)
+        specs.append(replace(again, trial=f"{again.trial}-repeat", seed=self._settings.seed + _REPEAT_SEED))
+        records = [record for record in self._run(specs)[: len(_PROBE_SCALES)] if record["status"] == "done"]
+        scales = [record["lr_scale"] for record in records]
+        losses = [record["loss"] for record in records]
         return best_scale(scales, losses)
 
     def run_rung(self, rung: int, flops: float, count: int, lr_scale: float) -> None:
@@ -178,7 +184,7 @@ class _Climb:
         return sizes
 
     def _spec(
-        self, purpose: Literal["probe", "ladder"], rung: int, flops: float, shape: ModelShape, lr_scale: float
+        self, purpose: Literal["probe", "ladder", "repeat"], rung: int, flops: float, shape: ModelShape, lr_scale: float
     ) -> TrialSpec:
         tokens = tokens_for(shape, flops)
         trunk = self._trunk_below(shape, lr_scale, tokens)
@@ -202,6 +208,7 @@ class _Climb:
         """Find the finished trial whose trunk this one continues: same size and rate, and room to grow."""
         for record in reversed(self.records):
             is_same = record["shape"] == shape.to_dict() and record["lr_scale"] == lr_scale
+            is_same = is_same and record["purpose"] != "repeat"
             if is_same and record["status"] == "done" and record["tokens"] < tokens:
                 return record if trunk_reaches(record["design_tokens"], tokens) else None
         return None
@@ -290,6 +297,26 @@ def ladder_runs(records: Sequence[dict[str, Any]]) -> list[Run]:
         for record in ladder
         if record["lr_scale"] == lr_scale
     ]
+
+
+def seed_scatter(records: Sequence[dict[str, Any]]) -> float:
+    """Estimate the standard deviation of ln L between seeds from the sweep's repeated run.
+
+    Args:
+        records: of all trials.
+
+    Returns:
+        sd of ln L: one pair of seeds has one degree of freedom, so it is pooled with what other sweeps showed.
+    """
+    done = [record for record in records if record["status"] == "done"]
+    squares, pairs = _PRIOR_PAIRS * _PRIOR_SEED_SD**2, _PRIOR_PAIRS
+    for again in (record for record in done if record["purpose"] == "repeat"):
+        for first in done:
+            is_same = all(first[name] == again[name] for name in ("shape", "rung", "lr_scale"))
+            if is_same and first["purpose"] == "ladder":
+                squares += math.log(first["loss"] / again["loss"]) ** 2 / 2
+                pairs += 1
+    return math.sqrt(squares / pairs)
 
 
 def best_of_top_rung(runs: Sequence[Run]) -> Run:

@@ -41,7 +41,7 @@ class TrialSpec:
 
     Attributes:
         trial: name, unique in the sweep.
-        purpose: "probe" of the learning rate, or "ladder" rung.
+        purpose: "probe" of the learning rate, "ladder" rung, or "repeat" of a run with another seed.
         rung: index, 0 the cheapest.
         flops: compute of the whole run (trunk from step 0 and branch).
         shape: the model.
@@ -55,7 +55,7 @@ class TrialSpec:
     """
 
     trial: str
-    purpose: Literal["probe", "ladder"]
+    purpose: Literal["probe", "ladder", "repeat"]
     rung: int
     flops: float
     shape: ModelShape

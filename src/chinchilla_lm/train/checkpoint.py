@@ -243,11 +243,12 @@ def _check_moments(
 ) -> None:
     """Check that each state tensor belongs to an optimized parameter; before the first update there is none."""
     keys = sorted({full_name.partition("/")[0] for full_name in moments})
-    named = _names_of_optimized(model, optimizer)
+    by_muon = {id(p) for group in optimizer.param_groups if group.get("rule") == "muon" for p in group["params"]}
     shapes = {
         f"{key}/{name}": torch.Size() if key == "step" else parameter.shape
         for key in keys
-        for name, parameter in named.items()
+        for name, parameter in _names_of_optimized(model, optimizer).items()
+        if key == "exp_avg" or id(parameter) not in by_muon  # Muon keeps the mean of gradients alone
     }
     _check_tensors(path, "optimizer state", moments, shapes)
 

@@ -43,20 +43,24 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW: two peak learning rates, and what all groups share.
+    """Two peak learning rates, and what all groups share (see `train.optimizer`).
 
     Attributes:
+        rule: for matrices in blocks: "adamw", or "muon" (`train.muon`); all else follows AdamW.
         lr_matrix: peak rate of matrices in blocks, of the head, of norms and biases, > 0.
         lr_embedding: peak rate of embedding tables, > 0.
-        beta1: decay of the mean of gradients, in [0, 1).
-        beta2: decay of the mean of squared gradients, in [0, 1).
+        momentum: Muon's decay of the mean of gradients, in [0, 1).
+        beta1: AdamW's decay of the mean of gradients, in [0, 1).
+        beta2: AdamW's decay of the mean of squared gradients, in [0, 1).
         epsilon: added to the root of the second moment, > 0. 1e-10: small enough to need no width rule.
         weight_decay: on matrices and head only; decoupled as in torch: an update shrinks a weight by lr * weight_decay.
         clip_norm: the global gradient norm is scaled down to this, > 0; inf: never.
     """
 
+    rule: Literal["adamw", "muon"] = "adamw"
     lr_matrix: float
     lr_embedding: float
+    momentum: float = 0.95
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-10
@@ -67,7 +71,7 @@ class OptimizerConfig:
         for name in ("lr_matrix", "lr_embedding", "epsilon", "clip_norm"):
             value = getattr(self, name)
             _require(value > 0, f"optimizer.{name}", value, "must be > 0", "write a positive number such as 0.01")
-        for name in ("beta1", "beta2"):
+        for name in ("momentum", "beta1", "beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"optimizer.{name}", value, "must lie in [0, 1)", "write 0.9 or 0.95")
         _require(

@@ -127,7 +127,7 @@ def build_training(config: TrainConfig, placement: Placement) -> tuple[Transform
     model.compute_dtype = placement.dtype
     compile_blocks(model, config.run.form)
     torch.manual_seed(config.run.seed)
-    return model, build_optimizer(model, config.optimizer)
+    return model, build_optimizer(model, config.optimizer, placement.dtype)
 
 
 def plan_loop(config: TrainConfig, *, start_step: int, start_tokens: int, stop_step: int) -> LoopPlan:
