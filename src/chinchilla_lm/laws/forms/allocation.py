@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 
@@ -144,3 +144,44 @@ class AllocationLaw:
     def hash(self) -> str:
         """Return 16 hexadecimal digits that change when any constant does."""
         return hash_record(self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleVariableLaw:
+    """L = (scale / x)^exponent, where nothing but x limits the loss.
+
+    Attributes:
+        variable: what x is: "params", "tokens" or "flops".
+        scale: x at which the law gives 1 nat per token, > 0.
+        exponent: > 0.
+        params_convention: which weights N counts, where x is a size.
+
+    Source: the form of Kaplan et al. 2020 (arXiv 2001.08361), eq. 1.1 to 1.3.
+    """
+
+    variable: Literal["params", "tokens", "flops"]
+    scale: float
+    exponent: float
+    params_convention: ParamsConvention = "non_embedding"
+
+    def __post_init__(self) -> None:
+        """Refuse constants that are no law.
+
+        Raises:
+            FitError: a scale or exponent that is not finite and > 0, or an unknown convention.
+        """
+        check_constants(self, ("scale", "exponent"))
+
+    def loss(self, amount: float) -> float:
+        """Return the loss (nats per token) at x = amount > 0."""
+        require_positive(amount, self.variable)
+        return (self.scale / amount) ** self.exponent
+
+    def amount_for_loss(self, loss: float) -> float:
+        """Return the x whose loss is `loss` > 0.
+
+        Raises:
+            PlanError: a loss that is not > 0.
+        """
+        require_above(loss, 0.0, f"an endless number of {self.variable}")
+        return self.scale * loss ** (-1 / self.exponent)
