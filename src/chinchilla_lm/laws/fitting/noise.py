@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType] - it has no stubs
 
 from chinchilla_lm.laws.forms.law import Floats
 
@@ -43,6 +44,19 @@ def robust_sd(residuals: Floats, n_constants: int = 5) -> float:
 def scaled_delta(residuals: Floats, n_constants: int = 5, least_sd: float = 0.0) -> float:
     """Return the delta that suits the noise of these residuals: 1.345 robust sd, at least 1e-4."""
     return max(HUBER_EFFICIENT * max(robust_sd(residuals, n_constants), least_sd), SMALLEST_SCALED_DELTA)
+
+
+def t_quantile(level: float, degrees: int) -> float:
+    """Return how many standard errors to either side hold `level` of Student's t.
+
+    Args:
+        level: in (0, 1).
+        degrees: of freedom, > 0.
+
+    Returns:
+        The quantile, > 0: 1.96 for level .95 and many degrees.
+    """
+    return float(stdtrit(degrees, 0.5 + level / 2))  # pyright: ignore[reportUnknownArgumentType]
 
 
 def noise_scale(residuals: Floats, delta: float) -> float:

@@ -295,8 +295,8 @@ def _screened_terms(size_gn: Floats, tokens_gn: Floats, inverse_loss: Floats, we
     """Solve the weighted least squares of (A, B, E) for every pair of exponents from shared sums, shape (G * G, 3)."""
     count = len(size_gn)
     square = weight * inverse_loss**2
-    gram = np.empty((count, count, 3, 3))
-    moment = np.empty((count, count, 3))
+    gram: Floats = np.empty((count, count, 3, 3))
+    moment: Floats = np.empty((count, count, 3))
     gram[..., 0, 0] = (size_gn**2 @ square)[:, None]
     gram[..., 1, 1] = tokens_gn**2 @ square
     gram[..., 2, 2] = square.sum()
@@ -308,8 +308,9 @@ def _screened_terms(size_gn: Floats, tokens_gn: Floats, inverse_loss: Floats, we
     moment[..., 2] = weight @ inverse_loss
     ridge = 1e-12 * np.trace(gram, axis1=2, axis2=3)
     gram += ridge[..., None, None] * np.eye(3)
-    terms: Floats = np.linalg.solve(gram, moment[..., None])
-    return terms.reshape(-1, 3)
+    flat_gram: Floats = gram.reshape((-1, 3, 3))
+    flat_moment: Floats = moment.reshape((-1, 3, 1))
+    return np.asarray(np.linalg.solve(flat_gram, flat_moment)[..., 0], dtype=np.float64)
 
 
 def _valleys_first(value_g: Floats) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""Profile-likelihood intervals: how far a quantity can be pushed before even the best refit grows clearly worse.
+
+Symbols: q one quantity on its working scale, q^ its estimate; S(q) the least sum over all theta with that q;
+z = +-sqrt(2 (S(q) - S(q^)) / deviance scale), which is Student's t where the law holds. The ends are where |z| reaches
+t's quantile. Unlike q^ +- t se they follow a valley that bends, and they say when one side has no end.
+
+A refit minimises S + stiffness / 2 (q(theta) - goal)^2. Its minimum has the least S among all theta with its own q, so
+that (q, S) is a point of the profile exactly, however soft the pull.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chinchilla_lm.laws.fitting.quantities import Quantities
+from chinchilla_lm.laws.fitting.solver import Problem, derivatives, objective
+from chinchilla_lm.laws.forms.law import Floats
+
+_PULL = 20.0  # stiffness of the pull over the profile's own curvature: refits land within 5 % of the goal
+_ROUNDS = 7  # of moving the goal; three or four bring |z| within 1 % of the quantile where the valley is regular
+_STEPS = 40  # of one refit
+_FAR = 30.0  # standard errors; a side whose end lies beyond has none
+
+
+def profile_ends(
+    theta: Floats, problem: Problem, quantities: Quantities, errors_q: Floats, deviance_scale: float, quantile: float
+) -> tuple[Floats, Floats]:
+    """Find where each quantity's profile reaches the quantile, on the working scales.
+
+    Args:
+        theta: the fit, shape (5,).
+        problem: of the fit.
+        quantities: Q of them.
+        errors_q: standard errors, shape (Q,); they set the first guess.
+        deviance_scale: of `covariance.Spread`.
+        quantile: of |t| at the wanted level, > 0.
+
+    Returns:
+        (low, high), each of shape (Q,); -inf and inf where a side has no end.
+    """
+    count = len(errors_q)
+    which_k = np.tile(np.arange(count), 2)
+    side_k = np.repeat([-1.0, 1.0], count)
+    error_k = np.maximum(errors_q[which_k], 1e-12)
+    estimate_k = quantities.values(theta[None])[0][which_k]
+    least = float(objective(theta[None], problem)[0])
+    stiffness_k = _PULL * deviance_scale / error_k**2
+    theta_k5 = np.tile(theta, (2 * count, 1))
+    # Points of each row's curve of offsets (in se) against z; (0, 0) is the fit itself.
+    offsets, heights = [np.zeros(2 * count)], [np.zeros(2 * count)]
+    aim = np.full(2 * count, quantile)
+    for _ in range(_ROUNDS):
+        goal_k = estimate_k + side_k * error_k * aim * (1 + 1 / _PULL)
+        theta_k5 = _pulled(theta_k5, problem, (quantities, which_k, goal_k, stiffness_k))
+        reached = quantities.values(theta_k5)[np.arange(2 * count), which_k]
+        rise = np.maximum(objective(theta_k5, problem) - least, 0.0)
+        offsets.append(side_k * (reached - estimate_k) / error_k)
+        heights.append(np.sqrt(2 * rise / deviance_scale))
+        if np.all((np.abs(heights[-1] - quantile) < 0.005 * quantile) | (offsets[-1] > _FAR)):
+            break
+        aim = np.clip(_inverse(offsets, heights, quantile), 0.2 * quantile, 1.2 * _FAR)
+    end = _inverse(offsets, heights, quantile)
+    open_k = (end > _FAR) | (np.abs(heights[-1] - quantile) > 0.1 * quantile)
+    ends = np.where(open_k, side_k * np.inf, estimate_k + side_k * error_k * end)
+    return ends[:count], ends[count:]
+
+
+def _inverse(offsets: list[Floats], heights: list[Floats], quantile: float) -> Floats:
+    """Interpolate the offset at z = quantile between the two known points nearest to it, or beyond the last."""
+    height, offset = np.stack(heights), np.stack(offsets)
+    nearest = np.argsort(np.abs(height - quantile), axis=0, kind="stable")
+    columns = np.arange(len(heights[0]))
+    first, second = nearest[0], nearest[1]
+    rise = height[first, columns] - height[second, columns]
+    run = offset[first, columns] - offset[second, columns]
+    slope = np.where(np.abs(rise) > 1e-9, run / np.where(np.abs(rise) > 1e-9, rise, 1.0), 1.0)
+    slope = np.clip(slope, 0.05, 20.0)  # z grows with the offset; noise in nearly equal points must not turn it
+    return offset[first, columns] + slope * (quantile - height[first, columns])
+
+
+def _pulled(theta_k5: Floats, problem: Problem, pull: tuple[Quantities, np.ndarray, Floats, Floats]) -> Floats:
+    """Minimise S plus each row's pull by damped Gauss-Newton steps."""
+    quantities, which_k, goal_k, stiffness_k = pull
+    rows = np.arange(len(theta_k5))
+    low, high = problem.bounds()
+    damping = np.full(len(theta_k5), 1e-6)
+
+    def total(at: Floats) -> Floats:
+        gap = quantities.values(at)[rows, which_k] - goal_k
+        return np.nan_to_num(objective(at, problem) + 0.5 * stiffness_k * gap**2, nan=np.inf)
+
+    value = total(theta_k5)
+    for _ in range(_STEPS):
+        gradient, matrix, _ = derivatives(theta_k5, problem)
+        slope = quantities.slopes(theta_k5)[rows, which_k]
+        gap = quantities.values(theta_k5)[rows, which_k] - goal_k
+        gradient = gradient + (stiffness_k * gap)[:, None] * slope
+        matrix = matrix + stiffness_k[:, None, None] * slope[:, :, None] * slope[:, None, :]
+        held = ((theta_k5 <= low) & (gradient > 0)) | ((theta_k5 >= high) & (gradient < 0)) | (low == high)
+        gradient = np.where(held, 0.0, gradient)
+        matrix = np.where(held[:, :, None] | held[:, None, :], np.eye(5), matrix)
+        scale: Floats = 1 / np.sqrt(np.maximum(np.einsum("kii->ki", matrix), 1e-300))
+        unit: Floats = matrix * scale[:, :, None] * scale[:, None, :] + (damping + 1e-13)[:, None, None] * np.eye(5)
+        downhill = np.linalg.solve(unit, (scale * gradient)[..., None])[..., 0]
+        step = -scale * np.asarray(downhill, dtype=np.float64)
+        trial = np.clip(theta_k5 + step, low, high)
+        trial_value = total(trial)
+        lowers = trial_value < value
+        gain = np.where(lowers, value - trial_value, 0.0)
+        theta_k5 = np.where(lowers[:, None], trial, theta_k5)
+        value = np.where(lowers, trial_value, value)
+        damping = np.where(lowers, np.maximum(damping * 0.1, 1e-12), np.minimum(damping * 10, 1e6))
+        if np.all((gain < 1e-7 * value) & (lowers | (damping > 1e3))):
+            break
+    return theta_k5
