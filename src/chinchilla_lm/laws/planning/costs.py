@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
 from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.laws.forms.law import Floats
@@ -70,10 +71,9 @@ class CostModel:
         Returns:
             FLOPs or seconds of each run.
         """
-        longer = np.maximum(tokens - horizon, 0.0)
-        f = self.cooldown_fraction
-        # Without sharing (f = 1) a trunk serves nobody, and the first term is 0.
-        flops = self.flops_per_param_token * params * ((1 - f) * longer + f * tokens)
+        # Without sharing (f = 1) a trunk serves nobody, and its part is 0.
+        trunk = (1 - self.cooldown_fraction) * np.maximum(tokens - horizon, 0.0)
+        flops = self.flops_per_param_token * params * (trunk + self.cooldown_fraction * tokens)
         return flops / self._speed(params) + self.seconds_per_run
 
     def sweep_cost(self, params: Floats, tokens: Floats, trunks: Mapping[float, float] | None = None) -> float:
@@ -87,13 +87,29 @@ class CostModel:
         Returns:
             FLOPs or seconds.
         """
-        longest = dict(trunks or {})
-        total = 0.0
-        for size, horizon in zip(params.tolist(), tokens.tolist(), strict=True):
-            reach = longest.get(size, 0.0)
-            total += float(self.run_costs(np.array([size]), np.array([horizon]), reach)[0])
-            longest[size] = max(reach, horizon)
-        return total
+        sizes, which = np.unique(params, return_inverse=True)
+        return self.grouped_cost(
+            params, tokens, which, np.array([(trunks or {}).get(float(size), 0.0) for size in sizes])
+        )
+
+    def grouped_cost(self, params: Floats, tokens: Floats, trunk: npt.NDArray[np.intp], horizon: Floats) -> float:
+        """Return what runs cost together where runs of one size may stand on several trunks.
+
+        Args:
+            params: N of each of n runs, > 0.
+            tokens: its horizon D, > 0.
+            trunk: which of T trunks it branches off, (n,).
+            horizon: what each trunk already serves, tokens, (T,).
+
+        Returns:
+            FLOPs or seconds.
+        """
+        order = np.lexsort((tokens, trunk))
+        params, tokens, trunk = params[order], tokens[order], trunk[order]
+        # In order of length a run finds the trunk as long as the run before it needed.
+        follows = np.append(False, trunk[1:] == trunk[:-1]) if len(trunk) else np.zeros(0, dtype=bool)
+        before = np.where(follows, np.roll(tokens, 1), 0.0)
+        return float(self.run_costs(params, tokens, np.maximum(before, horizon[trunk])).sum())
 
     def _speed(self, params: Floats) -> Floats:
         """Return FLOP/s at each size; 1 where FLOPs are counted."""
