@@ -18,8 +18,8 @@ from chinchilla_lm.train.config import BatchConfig, OptimizerConfig, RunConfig, 
 
 RECIPE_VERSION = "v2"
 
-# eta = (0.85 k / d) sqrt(B / 900) (3.4e5 / D)^0.2, so that k = 1 is near the optimum of our own model: with Muon 0.85 / d
-# was .2 % better than 0.6 / d at d = 64, C = 2e12, and 1.2 / d .3 % at d = 128, C = 1e13 (dev/LOG.md 2026-11-22).
+# eta = (0.85 k / d) sqrt(B / 900) (3.4e5 / D)^0.2, so that k = 1 is near the optimum of our own model: with Muon
+# 0.85 / d was .2 % better than 0.6 / d at d = 64, C = 2e12, and 1.2 / d .3 % at d = 128, C = 1e13 (LOG 2026-11-22).
 # Exponents: 1/d for hidden matrices and head (Everett et al. 2024), sqrt(B) (Malladi et al. 2022), D^-0.15..-0.3
 # measured here and by Marin (dev/LOG.md).
 _ANCHOR_RATE = 0.85
