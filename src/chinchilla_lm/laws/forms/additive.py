@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
@@ -13,6 +14,7 @@ from chinchilla_lm.laws.forms.law import (
     Floats,
     check_constants,
     constants_in,
+    exp_or_refuse,
     hash_record,
     record_of,
     require_above,
@@ -156,7 +158,7 @@ class AdditiveLaw:
             with np.errstate(divide="ignore"):
                 return (self.B / reach) ** (1 / self.beta)
         require_above(loss, float(floor), f"a model of {params:.3g} params on endless text")
-        return (self.B / (loss - floor)) ** (1 / self.beta)
+        return exp_or_refuse(math.log(self.B / (loss - floor)) / self.beta, f"loss={loss!r} at {params:.3g} params")
 
     def flops_for_loss(self, loss: float, flops_per_param_token: float = 6.0) -> float:
         """Return the least budget that reaches a loss.
@@ -173,8 +175,7 @@ class AdditiveLaw:
         """
         require_positive(flops_per_param_token, "flops_per_param_token")
         require_above(loss, self.E, "an endless model on endless text")
-        scale = self.A / self.G**self.alpha + self.B * self.G**self.beta
-        return flops_per_param_token * (scale / (loss - self.E)) ** (1 / self.alpha + 1 / self.beta)
+        return flops_per_param_token * product_for_gap(self, math.log(loss - self.E))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constants, with the derived a and b, as JSON values."""
@@ -199,3 +200,21 @@ class AdditiveLaw:
     def hash(self) -> str:
         """Return 16 hexadecimal digits that change when any constant does."""
         return hash_record(self.to_dict())
+
+
+def product_for_gap(law: AdditiveLaw, log_gap: float) -> float:
+    """Return the N D whose best split leaves exp(log_gap) nats per token above the law's E.
+
+    Args:
+        law: any.
+        log_gap: ln(L* - E).
+
+    Returns:
+        N D = C / k, > 0.
+
+    Raises:
+        PlanError: a gap so small that no double holds the product.
+    """
+    scale = law.A / law.G**law.alpha + law.B * law.G**law.beta
+    log_product = (math.log(scale) - log_gap) * (1 / law.alpha + 1 / law.beta)
+    return exp_or_refuse(log_product, "a loss so near the floor")

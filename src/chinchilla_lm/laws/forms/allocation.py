@@ -15,6 +15,7 @@ from chinchilla_lm.laws.forms.law import (
     Floats,
     check_constants,
     constants_in,
+    exp_or_refuse,
     hash_record,
     record_of,
     require_above,
@@ -30,7 +31,7 @@ class PowerLine:
 
     Attributes:
         intercept: ln of the loss (nats per token) at C = 1.
-        slope: change of ln L per unit of ln C, < 0 when compute helps.
+        slope: change of ln L per unit of ln C, < 0 when compute helps (never 0 where `flops_for_loss` is asked).
     """
 
     intercept: float
@@ -53,7 +54,7 @@ class PowerLine:
             PlanError: a loss that is not > 0.
         """
         require_above(loss, 0.0, "endless compute")
-        return math.exp((math.log(loss) - self.intercept) / self.slope)
+        return exp_or_refuse((math.log(loss) - self.intercept) / self.slope, f"loss={loss!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,4 +185,4 @@ class SingleVariableLaw:
             PlanError: a loss that is not > 0.
         """
         require_above(loss, 0.0, f"an endless number of {self.variable}")
-        return self.scale * loss ** (-1 / self.exponent)
+        return exp_or_refuse(math.log(self.scale) - math.log(loss) / self.exponent, f"loss={loss!r}")

@@ -1,12 +1,13 @@
 """The coupled form: size and data term under one power, so that each matters less where the other is short.
 
 Symbols: see `forms.law`; kappa is the papers' k, renamed because k is FLOPs per param and token here. kappa = 1 is the
-additive form, and kappa < 1 makes the terms substitutes. Extrapolated on seven public sweeps it erred less than the
-additive form (mean 1.02 / 2.03 / 3.36 % against 1.46 / 2.79 / 4.83 % below .6, 1.2 and 2.1 decades beyond the data).
+additive form; kappa < 1 makes either term matter less while the other is large, and the exponents of the loss become
+alpha kappa and beta kappa.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, overload
 import numpy as np
 
 from chinchilla_lm.laws.count import ParamsConvention
-from chinchilla_lm.laws.forms.additive import AdditiveLaw
+from chinchilla_lm.laws.forms.additive import AdditiveLaw, product_for_gap
 from chinchilla_lm.laws.forms.law import (
     Floats,
     check_constants,
@@ -36,8 +37,7 @@ class CoupledLaw:
         E: loss of an endless model on endless text, nats per token, >= 0.
         A: scale of the size term, > 0.
         B: scale of the data term, > 0.
-        alpha: exponent of the size term inside the power, > 0; far below kappa's reach the loss falls as
-            N^-(alpha kappa).
+        alpha: exponent of the size term inside the power, > 0; on endless text L - E falls as N^-(alpha kappa).
         beta: exponent of the data term inside the power, > 0.
         kappa: power over the sum, > 0.
         params_convention: which weights N counts.
@@ -180,7 +180,8 @@ class CoupledLaw:
             PlanError: a loss that no budget reaches.
         """
         require_above(loss, self.E, "an endless model on endless text")
-        return self.inner.flops_for_loss((loss - self.E) ** (1 / self.kappa), flops_per_param_token)
+        require_positive(flops_per_param_token, "flops_per_param_token")
+        return flops_per_param_token * product_for_gap(self.inner, math.log(loss - self.E) / self.kappa)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constants, with the derived a and b, as JSON values."""

@@ -21,6 +21,7 @@ from chinchilla_lm.core.errors import FitError, PlanError
 from chinchilla_lm.laws.count import ParamsConvention
 
 Floats = npt.NDArray[np.float64]
+_LARGEST_LOG = 690.0  # e^690 is 1e300, near the largest double
 
 
 class Law(Protocol):
@@ -136,6 +137,21 @@ def require_above(loss: float, floor: float, what: str) -> None:
     """
     if not (math.isfinite(loss) and loss > floor):
         raise PlanError(f"loss={loss!r} cannot be reached: {what} stays above {floor:.6g} by this law; ask for more")
+
+
+def exp_or_refuse(log_amount: float, what: str) -> float:
+    """Return exp(log_amount), or refuse what no double holds.
+
+    Args:
+        log_amount: natural logarithm of an amount.
+        what: needs that much, for the message.
+
+    Raises:
+        PlanError: an amount over 1e300.
+    """
+    if log_amount > _LARGEST_LOG:
+        raise PlanError(f"{what} takes over 1e300 by this law, which is out of reach; ask for more loss")
+    return math.exp(log_amount)
 
 
 def check_constants(law: object, names: Sequence[str]) -> None:

@@ -14,7 +14,15 @@ from typing import Any, ClassVar, overload
 
 from chinchilla_lm.laws.count import ParamsConvention
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
-from chinchilla_lm.laws.forms.law import Floats, check_constants, constants_in, hash_record, record_of, require_positive
+from chinchilla_lm.laws.forms.law import (
+    Floats,
+    check_constants,
+    constants_in,
+    exp_or_refuse,
+    hash_record,
+    record_of,
+    require_positive,
+)
 
 _CONSTANTS = ("E", "size_scale", "tokens_scale", "eta")
 
@@ -179,7 +187,7 @@ class OvertrainingLaw:
         require_positive(tokens_per_param, "tokens_per_param")
         self.flops_for_loss(loss)  # refuses what no budget reaches
         gain = self.size_scale * tokens_per_param**self.eta + self.tokens_scale / tokens_per_param**self.eta
-        return math.exp(math.log(gain / (loss - self.E)) / self.eta)
+        return exp_or_refuse(math.log(gain / (loss - self.E)) / self.eta, f"loss={loss!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constants as JSON values."""

@@ -16,13 +16,13 @@ from typing import Any, ClassVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.laws.count import ParamsConvention
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.forms.law import (
     Floats,
     check_constants,
     constants_in,
+    exp_or_refuse,
     hash_record,
     record_of,
     require_above,
@@ -268,26 +268,23 @@ class RepetitionLaw:
             C; closed form where no text repeats, else by bisection of the optimal loss in ln C.
 
         Raises:
-            PlanError: a loss that no budget reaches, or not below 1e9 times what fresh text would cost.
+            PlanError: a loss that no budget reaches.
         """
         fresh_flops = self.fresh.flops_for_loss(loss, flops_per_param_token)
         if unique_tokens is None:
             return fresh_flops
-        floor = self.least_loss(unique_tokens)
+        floor = self.least_loss(unique_tokens) * (1 + 1e-12)  # nearer than that, rounding decides
         require_above(loss, floor, f"an endless model on {unique_tokens:.3g} distinct tokens, however often repeated,")
         if self.fresh.optimum(fresh_flops, flops_per_param_token)[1] <= unique_tokens:
             return fresh_flops
 
         def excess(log_flops: float) -> float:
-            return self.optimal_loss(math.exp(log_flops), flops_per_param_token, unique_tokens) - loss
-
-        low = math.log(fresh_flops)
-        if excess(low + math.log(1e9)) > 0:
-            raise PlanError(
-                f"loss={loss!r} would cost over 1e9 times what fresh text does ({floor:.6g} is the floor of "
-                f"{unique_tokens:.3g} distinct tokens); ask for more, or bring more text"
+            return (
+                self.optimal_loss(exp_or_refuse(log_flops, f"loss={loss!r}"), flops_per_param_token, unique_tokens)
+                - loss
             )
-        return math.exp(root_of_falling(excess, low, low + math.log(1e9)))
+
+        return exp_or_refuse(root_of_falling(excess, math.log(fresh_flops)), f"loss={loss!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constants as JSON values."""

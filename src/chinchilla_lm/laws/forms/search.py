@@ -50,14 +50,21 @@ def lowest_split(
     return np.exp((low + high) / 2)
 
 
-def root_of_falling(excess: Callable[[float], float], low: float, high: float) -> float:
-    """Return where a falling function meets zero, by bisection; excess(low) >= 0 >= excess(high)."""
-    for _ in range(200):
+def root_of_falling(excess: Callable[[float], float], start: float) -> float:
+    """Return where a falling function meets zero: steps that double bracket it, bisection finds it.
+
+    Args:
+        excess: falls, and becomes negative somewhere above `start`.
+        start: where it is not yet negative.
+
+    Returns:
+        The root, from above, to the last digits.
+    """
+    low, step = start, 1.0
+    while excess(low + step) > 0:
+        low, step = low + step, 2 * step
+    high = low + step
+    for _ in range(_BISECTIONS + 10):
         middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        if excess(middle) > 0:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return high
