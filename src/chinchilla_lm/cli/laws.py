@@ -1,4 +1,4 @@
-"""Commands on scaling laws: `plan` (budget -> model) and `fit` (runs -> law).
+"""The command on scaling laws: `fit` (runs -> law); `plan` stands in `cli.plan`.
 
 With --json, exactly one JSON document goes to stdout; what is meant for people goes to stderr.
 Imports of the laws stand inside the functions, so that `chinchilla --help` need not wait for numpy.
@@ -10,78 +10,20 @@ import json as json_format
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
 from chinchilla_lm.core.errors import PlanError
-from chinchilla_lm.core.files import read_json
-from chinchilla_lm.core.units import format_count, format_flops, parse_budget, parse_count
+from chinchilla_lm.core.units import format_count, format_flops, parse_count
 from chinchilla_lm.laws.count import ParamsConvention
-
-if TYPE_CHECKING:
-    from chinchilla_lm.laws.planning.plan import Plan
-    from chinchilla_lm.laws.published import PublishedLaw
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 
 # Huber's turn in ln L: 1e-9 is least absolute deviations to five digits on Epoch's runs, 1 is least squares of logs.
 _DELTAS = {"lad": 1e-9, "ls": 1.0}
-
-
-def plan(  # noqa: PLR0913 - a command has as many arguments as options
-    *,
-    budget: str,
-    law: str = "besiroglu2024",
-    unique_tokens: str | None = None,
-    inference_tokens: str | None = None,
-    overtrain: float = 1.0,
-    hardware: str | None = None,
-    mfu: float = 0.4,
-    price: float | None = None,
-    context: int = 2048,
-    vocab: int | None = None,
-    json: JsonFlag = False,
-) -> None:  # fmt: skip
-    """Choose the model that a budget buys, before any run.
-
-    Args:
-        budget: What may be spent: 1e20 (FLOPs), 5m, 2h, "8 H100-hours" or "$50"; all but FLOPs need --hardware.
-        law: A published law's name, a law.json, or a run directory.
-        unique_tokens: Distinct tokens there are, such as 25B; more training than that repeats them.
-        inference_tokens: Tokens to be served later; the budget then pays for training and serving.
-        overtrain: Tokens per parameter, relative to the optimum.
-        hardware: H100, H200 or A100, 8xH100 for eight, or a speed in FLOP/s such as 65e9.
-        mfu: Share of the hardware's peak that training reaches.
-        price: Dollars for one device-hour.
-        context: Tokens in a sequence of the suggested shape.
-        vocab: Words of the tokenizer; by default what suits the budget.
-        json: Print one JSON document.
-    """
-    from chinchilla_lm.laws.planning.devices import add_cost, budget_in_flops, find_device
-    from chinchilla_lm.laws.planning.plan import add_shape, plan_budget
-
-    named = _find_law(law)
-    device = None if hardware is None else find_device(hardware, mfu)
-    made = plan_budget(
-        budget_in_flops(parse_budget(budget), device, price),
-        named.law,
-        unique_tokens=None if unique_tokens is None else parse_count(unique_tokens),
-        overtrain=overtrain,
-        inference_tokens=0.0 if inference_tokens is None else parse_count(inference_tokens),
-        largest_flops=named.largest_flops,
-        law_name=named.name,
-    )
-    if device is not None:
-        made = add_cost(made, device, price)
-    elif price is not None:
-        raise PlanError(f"--price {price} needs a machine to pay for; add --hardware H100")
-    made = add_shape(made, context=context, vocab=vocab)
-    _print_plan(made, named, Console(stderr=json))
-    if json:
-        print(json_format.dumps(made.to_dict(), allow_nan=False))
 
 
 def fit(  # noqa: PLR0913 - a command has as many arguments as options
@@ -150,50 +92,6 @@ def fit(  # noqa: PLR0913 - a command has as many arguments as options
     _print_fit(record, Console(stderr=json))
     if json:
         print(json_format.dumps(record, allow_nan=False))
-
-
-def _find_law(text: str) -> PublishedLaw:
-    """Return a published law, or the law of a law.json or a run directory under the file's name."""
-    from chinchilla_lm.laws.forms.additive import AdditiveLaw
-    from chinchilla_lm.laws.published import PublishedLaw, published_law
-
-    path = Path(text)
-    path = path / "law.json" if path.is_dir() else path
-    if path.suffix != ".json":
-        return published_law(text)
-    record = read_json(path)
-    if not isinstance(record, Mapping):
-        raise PlanError(f"{path} holds no law; give a law.json that `chinchilla fit --json` or `chinchilla run` wrote")
-    largest = max((float(rung["flops"]) for rung in record.get("rungs", ())), default=record.get("largest_flops"))
-    return PublishedLaw(name=str(path), law=AdditiveLaw.from_dict(record), source=str(path), largest_flops=largest)
-
-
-def _print_plan(made: Plan, named: PublishedLaw, console: Console) -> None:
-    rows = [
-        ("parameters", f"{format_count(made.params)} ({made.params_convention})"),
-        ("tokens", f"{format_count(made.tokens)}, {made.tokens_per_param:.1f} per parameter"),
-        ("compute", format_flops(made.flops)),
-    ]
-    if made.epochs > 1:
-        rows.append(("epochs", f"{made.epochs:.1f}"))
-    if made.loss is not None:
-        band = "" if made.loss_low is None else f", 90 % between {made.loss_low:.3f} and {made.loss_high:.3f}"
-        rows.append(("loss", f"{made.loss:.3f} nats per token{band}"))
-    if made.flat_band is not None:
-        low, high = format_count(made.flat_band.params_low), format_count(made.flat_band.params_high)
-        rows.append(("any size", f"from {low} to {high} costs < {100 * made.flat_band.loss_penalty:g} % of loss"))
-    if made.gpu_hours is not None:
-        cost = "" if made.cost is None else f", ${made.cost:,.2f}"
-        rows.append(("device-hours", f"{made.gpu_hours:,.4g}{cost}"))
-    if made.shape is not None:
-        shape = made.shape
-        rows.append(
-            ("shape", f"d_model {shape.d_model}, {shape.n_layers} layers, vocab {shape.vocab} ({shape.layout})")
-        )
-    rows.append(("law", f"{named.name}: {named.source}"))
-    _print_rows(rows, console)
-    for note in (*made.notes, *((named.note,) if named.note else ())):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
 
 
 def _print_fit(record: Mapping[str, Any], console: Console) -> None:

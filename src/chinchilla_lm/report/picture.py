@@ -1,4 +1,4 @@
-"""Charts as a PNG through matplotlib, for places that show pictures but no page (a README, a slide).
+"""Charts as a PNG or SVG through matplotlib, for places that show pictures but no page (a README, a slide).
 
 The same charts as on the page, on white paper. matplotlib is imported on use: the page does not need it.
 """
@@ -27,14 +27,18 @@ def save_charts(charts: Sequence[Chart], path: Path, *, run_name: str) -> Path:
 
     Args:
         charts: one or more.
-        path: the PNG to write.
+        path: the file to write, .png or .svg.
         run_name: for the error.
 
     Raises:
-        DataError: no charts, or the file cannot be written.
+        DataError: no charts, another kind of file, or one that cannot be written.
     """
     if not charts:
         raise DataError(f"run {run_name!r} has no sweep and no forecast to draw; run `chinchilla run` further first")
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise DataError(f"{path} has no kind of picture; name it .png or .svg")
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # cost: 0.3 s, and only pictures need it
     from matplotlib.figure import Figure
 
@@ -43,8 +47,9 @@ def save_charts(charts: Sequence[Chart], path: Path, *, run_name: str) -> Path:
     for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         _draw(chart, axes)
     content = io.BytesIO()
-    # Without a date and a version the same records give the same bytes.
-    figure.savefig(content, format="png", metadata={"Software": None})
+    # Without a date, a version and random names the same records give the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(content, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
     write_bytes(path, content.getvalue())
     return path
 

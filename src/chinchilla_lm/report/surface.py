@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
-from chinchilla_lm.laws.planning.plan import effective_tokens
+from chinchilla_lm.laws.forms.repetition import effective_tokens
 from chinchilla_lm.report.rundir import Record, Run, is_number
 
 _NAMES = {
