@@ -31,6 +31,7 @@ LINE_SPAN = 5.0
 # A run this far (in ln L) above its rung's optimum counts half in the rung's shift: far from the optimum the law's
 # curvature, not its level, is what the run measures.
 _HALF_WEIGHT_EXCESS = 0.02
+_ONE_SIDED_95 = 1.645  # sd of a normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +287,28 @@ def resample(bracket: Bracket, *, seed_sd: float, draws: int = 200, seed: int = 
     log_optima, _ = _rung_optima(constants, ladder, np.log(loss_kn))
     intercept, slope = _line(constants, log_optima, ladder)
     return Resamples(constants_k5=constants, intercept_k=intercept, slope_k=slope)
+
+
+def rung_slopes(rungs: Sequence[RungOptimum]) -> list[float]:
+    """Return -dlnL/dlnC between neighbouring rungs."""
+    pairs = zip(rungs[:-1], rungs[1:], strict=True)
+    return [-math.log(above.loss / below.loss) / math.log(above.flops / below.flops) for below, above in pairs]
+
+
+def steepens(rungs: Sequence[RungOptimum], at: int, seed_sd: float) -> bool:
+    """Say whether the slope above rung `at` + 1 is steeper than below it, beyond what noise does in 19 of 20 ladders.
+
+    The additive law only ever flattens, so steepening is the mark of runs too small for the law.
+    """
+    slopes = rung_slopes(rungs)
+    below, middle, above = rungs[at : at + 3]
+    first_gap, second_gap = math.log(middle.flops / below.flops), math.log(above.flops / middle.flops)
+    parts = (
+        (1 / first_gap) ** 2 / below.n_runs,
+        (1 / first_gap + 1 / second_gap) ** 2 / middle.n_runs,
+        (1 / second_gap) ** 2 / above.n_runs,
+    )
+    return slopes[at + 1] - slopes[at] > _ONE_SIDED_95 * seed_sd * math.sqrt(sum(parts))
 
 
 def _rung_optima(constants_k5: Floats, ladder: Ladder, log_loss_kn: Floats) -> tuple[Floats, Floats]:

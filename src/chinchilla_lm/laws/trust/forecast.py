@@ -32,7 +32,9 @@ from chinchilla_lm.laws.trust.bracket import (
     Target,
     fit_bracket,
     resample,
+    rung_slopes,
     sort_ladder,
+    steepens,
 )
 
 __all__ = ["BackTest", "Forecast", "Run", "RungOptimum", "Target", "forecast"]
@@ -204,7 +206,7 @@ def forecast(
 
 def _additive_weight(rungs: Sequence[RungOptimum]) -> float:
     """Weigh the additive law, which only ever flattens, by whether the ladder flattens between its last three rungs."""
-    slopes = _slopes(rungs)
+    slopes = rung_slopes(rungs)
     return ADDITIVE_WEIGHT if len(slopes) < 2 or slopes[-1] < slopes[-2] else STEEPENING_WEIGHT
 
 
@@ -251,32 +253,10 @@ def _back_tests(bracket: Bracket, *, seed_sd: float, draws: int, seed: int) -> t
     return tuple(tests)
 
 
-def _slopes(rungs: Sequence[RungOptimum]) -> list[float]:
-    """Return -dlnL/dlnC between neighbouring rungs."""
-    pairs = zip(rungs[:-1], rungs[1:], strict=True)
-    return [-math.log(above.loss / below.loss) / math.log(above.flops / below.flops) for below, above in pairs]
-
-
-def _steepens(rungs: Sequence[RungOptimum], at: int, seed_sd: float) -> bool:
-    """Say whether the slope above rung `at` + 1 is steeper than below it, beyond what noise does in 19 of 20 ladders.
-
-    The additive law only ever flattens, so steepening is the mark of runs too small for the law.
-    """
-    slopes = _slopes(rungs)
-    below, middle, above = rungs[at : at + 3]
-    first_gap, second_gap = math.log(middle.flops / below.flops), math.log(above.flops / middle.flops)
-    parts = (
-        (1 / first_gap) ** 2 / below.n_runs,
-        (1 / first_gap + 1 / second_gap) ** 2 / middle.n_runs,
-        (1 / second_gap) ** 2 / above.n_runs,
-    )
-    return slopes[at + 1] - slopes[at] > _NORMAL_90 * seed_sd * math.sqrt(sum(parts))
-
-
 def _pre_asymptotic(rungs: Sequence[RungOptimum], seed_sd: float) -> int:
     """Count the bottom rungs to leave out: those whose slope is still shallower than the next one's; two rungs stay."""
     first = 0
-    while len(rungs) - first > 2 and _steepens(rungs, first, seed_sd):
+    while len(rungs) - first > 2 and steepens(rungs, first, seed_sd):
         first += 1
     return first
 
@@ -289,7 +269,7 @@ def _doubts(
     top = bracket.rungs[-1]
     if len(bracket.rungs) < 2:
         doubts.append("only one rung: a law needs at least two; give the sweep a larger budget")
-    if len(all_rungs) >= 3 and _steepens(all_rungs, len(all_rungs) - 3, seed_sd):
+    if len(all_rungs) >= 3 and steepens(all_rungs, len(all_rungs) - 3, seed_sd):
         doubts.append(
             "the loss falls ever faster with compute up to the top rung, so the runs are still too small for a law; "
             "add a rung above (each rung 1e12 FLOPs, 1000 steps and 1M tokens or more)"

@@ -1,12 +1,17 @@
-"""What a fit would have said before its largest runs were made.
+"""Rolling-origin back-tests: what a table would have said of its larger runs before they were made.
 
-Symbols: C `flops`, L `loss` in nats per token. The law is refitted below a cut and asked for the runs above it.
+`rolling_origin` hides everything above each of many cuts and predicts every hidden run, with the textbook interval and
+the calibrated one; the latter may use only what lies below the same cut. `predict_largest` is the shortest such test.
+
+Symbols: C `flops`, L `loss` in the table's unit; K cuts, n runs; errors in ln L.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,10 +21,62 @@ from chinchilla_lm.laws.fitting.additive import fit_additive
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.table import RunTable
 from chinchilla_lm.laws.trust.bracket import Run, Target
+from chinchilla_lm.laws.trust.calibration import Extrapolation, extrapolate
+from chinchilla_lm.laws.trust.cuts import Answers, choose_cuts
 from chinchilla_lm.laws.trust.forecast import Forecast, forecast
+from chinchilla_lm.laws.trust.inflation import LEARNT, Inflation
 
 _RUNG = math.log(10) / 2  # a table without rungs is cut into half-decades of compute
 _CUT = 3.0  # the runs within this factor of the largest compute are hidden
+NEAREST, FARTHEST = 3.0, 100.0  # a hidden run's compute over its cut's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hindcast:
+    """One hidden run and what was said of it.
+
+    Attributes:
+        cut_flops: largest compute that was seen.
+        n_seen: runs at or below it.
+        params: N of the hidden run.
+        tokens: D of it.
+        decades: log10 of its C over the cut.
+        predicted: the point, in the table's unit.
+        actual: its loss.
+        low: lower end of the calibrated interval.
+        high: upper end.
+        raw_predicted: of the additive law alone.
+        raw_low: lower end of its textbook interval.
+        raw_high: upper end.
+    """
+
+    cut_flops: float
+    n_seen: int
+    params: float
+    tokens: float
+    decades: float
+    predicted: float
+    actual: float
+    low: float
+    high: float
+    raw_predicted: float
+    raw_low: float
+    raw_high: float
+
+    @property
+    def error(self) -> float:
+        """ln(predicted / actual); > 0 is pessimistic."""
+        return math.log(self.predicted / self.actual)
+
+    @property
+    def is_inside(self) -> bool:
+        """The calibrated interval holds the truth."""
+        return self.low <= self.actual <= self.high
+
+    @property
+    def is_inside_raw(self) -> bool:
+        """The textbook interval holds it."""
+        return self.raw_low <= self.actual <= self.raw_high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +100,41 @@ class RollingTest:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def rolling_origin(
+    table: RunTable,
+    *,
+    cut_flops: Sequence[float] | None = None,
+    level: float = 0.9,
+    nearest: float = NEAREST,
+    farthest: float = FARTHEST,
+    inflation: Inflation = LEARNT,
+) -> tuple[Hindcast, ...]:
+    """Hide all runs above each cut and predict those of `nearest` to `farthest` times its compute.
+
+    Args:
+        table: finished runs; more than 300 are thinned evenly.
+        cut_flops: the cuts, ascending, each with eight runs or more below; None: steps of a quarter decade down from a
+            third of the largest compute.
+        level: of both intervals, in (0, 1).
+        nearest: least compute of a hidden run over its cut's.
+        farthest: most.
+        inflation: the error model; when it is itself on trial, one that was learnt without this table.
+
+    Returns:
+        The hindcasts, cut by cut; empty where no cut leaves enough below it.
+
+    Raises:
+        FitError: a given cut with fewer than five runs below, or runs that are no numbers.
+    """
+    cuts = choose_cuts(table, float(table.flops.max()) / nearest) if cut_flops is None else np.array(cut_flops)
+    if not len(cuts):
+        return ()
+    made = extrapolate(table, cut_flops=cuts.tolist(), inflation=inflation)
+    runs = made.fits.table
+    answers = made.fits.ask(runs.params, runs.tokens, runs.flops)
+    return _hindcasts(made, answers, level, (nearest, farthest))
 
 
 def predict_largest(table: RunTable, *, delta: float = 1e-3) -> RollingTest | None:
@@ -97,3 +189,34 @@ def forecast_optimum(table: RunTable, law: AdditiveLaw, flops: float) -> Forecas
         )
     ]
     return forecast(runs, Target(params=params, tokens=tokens, flops=flops))
+
+
+def _hindcasts(
+    made: Extrapolation, answers: Answers, level: float, range_: tuple[float, float]
+) -> tuple[Hindcast, ...]:
+    runs = made.fits.table
+    half = made.half_widths(answers, level)
+    raw_half = NormalDist().inv_cdf(0.5 + level / 2) * answers.raw_sd
+    hindcasts: list[Hindcast] = []
+    for cut, cut_flops in enumerate(made.fits.cut_flops_k.tolist()):
+        n_seen = int((runs.flops <= cut_flops * 1.0001).sum())
+        ratio = runs.flops / cut_flops
+        for run in np.flatnonzero((ratio >= range_[0] * 0.99) & (ratio <= range_[1] * 1.01)).tolist():
+            point, raw = float(answers.point[cut, run]), float(answers.raw[cut, run])
+            hindcasts.append(
+                Hindcast(
+                    cut_flops=cut_flops,
+                    n_seen=n_seen,
+                    params=float(runs.params[run]),
+                    tokens=float(runs.tokens[run]),
+                    decades=float(answers.decades[cut, run]),
+                    predicted=math.exp(point),
+                    actual=float(runs.loss[run]),
+                    low=math.exp(point - float(half[cut, run])),
+                    high=math.exp(point + float(half[cut, run])),
+                    raw_predicted=math.exp(raw),
+                    raw_low=math.exp(raw - float(raw_half[cut, run])),
+                    raw_high=math.exp(raw + float(raw_half[cut, run])),
+                )
+            )
+    return tuple(hindcasts)
