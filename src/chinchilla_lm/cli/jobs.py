@@ -42,7 +42,7 @@ class StudyOptions:
     """Processor cores to use; 0 takes all."""
     dtype: DTypeChoice = "auto"
     """Number format of matmuls; auto takes the faster one, measured."""
-    sweep_share: float = 0.35
+    sweep_share: float = 0.25
     """Part of the budget for the sweep."""
     least_rung_flops: float = 3e11
     """The cheapest rung wanted; below 1e12 the forecast is rough."""

@@ -37,7 +37,7 @@ class StudyConfig:
     context: int = 0
     threads: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    sweep_share: float = 0.35
+    sweep_share: float = 0.25
     least_rung_flops: float = 3e11
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class StudyConfig:
         if 0 < self.context < 16:
             raise ConfigError(f"context = {self.context} must be at least 16, or 0: by the compute")
         if not 0 < self.sweep_share <= 0.8:
-            raise ConfigError(f"sweep_share = {self.sweep_share} must lie in (0, 0.8]; 0.35 is the default")
+            raise ConfigError(f"sweep_share = {self.sweep_share} must lie in (0, 0.8]; 0.25 is the default")
         if not self.least_rung_flops > 0:
             raise ConfigError(f"least_rung_flops = {self.least_rung_flops} must be > 0; 3e11 is the default")
 
