@@ -5,8 +5,8 @@ of the candidates' logs; J = d ln L / d theta (K, n, 5); g = d(goal) / d theta (
 With noise sd s the least-squares refit has covariance S = s^2 (J'J + prior)^-1. Where the form is wrong by modes F
 (K, n, q) of unit size, the refit is off by S J'F / s^2 and the truth by f (K, G, q), so that
     mean squared error of a goal = g'S g + sum over modes (g'S J'F / s^2 - f)^2      (Box and Draper 1959).
-Modes: terms that multiply where the law adds, exponents that drift with scale, small runs off the law, and the noise
-that branches of one trunk share. Everything is divided by s here, so that s is 1 inside.
+Modes: terms that mix where the law adds, exponents that drift with scale, short runs and small models off the law, and
+the noise that branches of one trunk share. Everything is divided by s here, so that s is 1 inside.
 It refits nothing and never draws.
 """
 
@@ -34,20 +34,21 @@ _STEP = 0.02  # of ln N, in the second difference of ln L along an IsoFLOP curve
 
 @dataclass(frozen=True, kw_only=True)
 class Misfit:
-    """How wrong the additive form is expected to be: sds of the modes; all 0 trusts the form.
+    """How wrong the additive form is expected to be: sds of five modes; all 0 trusts the form.
 
     Attributes:
         coupling: of ln k where the truth is E + (A N^-alpha/k + B D^-beta/k)^k.
         drift: of the change of alpha, and of beta, over a decade of N, and of D.
-        small_scale: of the departure in ln L at the cheapest candidate; it fades as C^-1/2.
+        small_scale: of the departure in ln L of the cheapest candidate, which fades as C^-1/2, and of the smallest,
+            which fades as 1/N.
 
-    The defaults are a judgement, not a measurement: with them a sweep is planned that still works where one mode is at
-    one sd, at the price of about a tenth more noise (bench/design.py).
+    The defaults are a judgement, not a measurement. Against trusting the form they cost a third more noise in ln N*,
+    and halve what a wrong form does to a loss forecast four decades ahead (bench/design.py).
     """
 
-    coupling: float = 0.05
+    coupling: float = 0.07
     drift: float = 0.0075
-    small_scale: float = 0.005
+    small_scale: float = 0.0075
 
     def __post_init__(self) -> None:
         for name in ("coupling", "drift", "small_scale"):
@@ -100,22 +101,22 @@ class Linearised:
 
     Attributes:
         jacobian_kn5: J / s.
-        modes_kn4: F / s of the wrong form; the columns of F that follow are 0 but in the run's own trunk's.
+        modes_kn5: F / s of the wrong form; the columns of F that follow are 0 but in the run's own trunk's.
         shared_n: F / s in that column.
-        column_n: that column, counted from 0 behind the four.
+        column_n: that column, counted from 0 behind the five.
         goals_kg5: g.
-        goal_modes_kg4: f; 0 in the trunks' columns.
-        n_trunks: columns behind the four.
+        goal_modes_kg5: f; 0 in the trunks' columns.
+        n_trunks: columns behind the five.
         prior_55: inverse of the prior covariance of theta.
     """
 
     jacobian_kn5: Floats
-    modes_kn4: Floats
+    modes_kn5: Floats
     shared_n: Floats
     column_n: npt.NDArray[np.intp]
     n_trunks: int
     goals_kg5: Floats
-    goal_modes_kg4: Floats
+    goal_modes_kg5: Floats
     prior_55: Floats
 
     def rows(self, index: Sequence[int]) -> Linearised:
@@ -124,7 +125,7 @@ class Linearised:
         return replace(
             self,
             jacobian_kn5=self.jacobian_kn5[:, picked],
-            modes_kn4=self.modes_kn4[:, picked],
+            modes_kn5=self.modes_kn5[:, picked],
             shared_n=self.shared_n[picked],
             column_n=self.column_n[picked],
         )
@@ -133,13 +134,13 @@ class Linearised:
         """Return J'F, (K, 5, q)."""
         transposed_k5n = self.jacobian_kn5.swapaxes(1, 2)
         trunks_nq = self.shared_n[:, None] * (self.column_n[:, None] == np.arange(self.n_trunks))
-        return np.concatenate([transposed_k5n @ self.modes_kn4, transposed_k5n @ trunks_nq], axis=-1)
+        return np.concatenate([transposed_k5n @ self.modes_kn5, transposed_k5n @ trunks_nq], axis=-1)
 
     def along_modes(self, vectors_kvq: Floats) -> Floats:
         """Return F v' for vectors over the modes, (K, n, v)."""
-        along = self.modes_kn4 @ vectors_kvq[..., :4].swapaxes(1, 2)
+        along = self.modes_kn5 @ vectors_kvq[..., :5].swapaxes(1, 2)
         if self.n_trunks:
-            along = along + self.shared_n[:, None] * vectors_kvq[..., 4:][..., self.column_n].swapaxes(1, 2)
+            along = along + self.shared_n[:, None] * vectors_kvq[..., 5:][..., self.column_n].swapaxes(1, 2)
         return along
 
 
@@ -186,7 +187,7 @@ def linearise(belief: Belief, runs: Runs, *, goal: Goal, trunk_share: float = 0.
         The derivatives, in units of s.
     """
     x, y = np.log(runs.params), np.log(runs.tokens)
-    centre = (float(x.mean()), float(y.mean()), float(6 * (runs.params * runs.tokens).min()))
+    centre = (float(x.mean()), float(y.mean()), float(6 * (runs.params * runs.tokens).min()), float(x.min()))
     group = np.unique(runs.trunk, return_inverse=True)[1]
     is_shared = (np.bincount(group)[group] > 1) & (trunk_share > 0)
     own_n = belief.noise_sd * np.sqrt(np.where(is_shared, 1 - trunk_share, 1.0))
@@ -203,13 +204,13 @@ def linearise(belief: Belief, runs: Runs, *, goal: Goal, trunk_share: float = 0.
         goal_modes.append(mode)
     return Linearised(
         jacobian_kn5=np.stack(jacobian),
-        modes_kn4=np.stack(modes),
+        modes_kn5=np.stack(modes),
         shared_n=np.where(is_shared, np.sqrt(trunk_share) * belief.noise_sd, 0.0) / own_n,
         # A run that shares nothing points at the first column, times 0.
         column_n=np.where(is_shared, np.searchsorted(groups, group), 0),
         n_trunks=len(groups),
         goals_kg5=np.stack(goals),
-        goal_modes_kg4=np.stack(goal_modes),
+        goal_modes_kg5=np.stack(goal_modes),
         prior_55=np.diag(1 / np.array(PRIOR_SD) ** 2),
     )
 
@@ -230,7 +231,7 @@ def squared_errors(runs: Linearised, sums: Sums) -> tuple[Floats, Floats]:
     gain_kg5 = np.linalg.solve(sums.matrix_k55, runs.goals_kg5.swapaxes(1, 2)).swapaxes(1, 2)
     noise = (gain_kg5 * runs.goals_kg5).sum(-1)
     bias_kgq = gain_kg5 @ sums.moment_k5q
-    form, trunks = bias_kgq[..., :4] - runs.goal_modes_kg4, bias_kgq[..., 4:]
+    form, trunks = bias_kgq[..., :5] - runs.goal_modes_kg5, bias_kgq[..., 5:]
     return noise + (trunks**2).sum(-1), (form**2).sum(-1)
 
 
@@ -253,10 +254,10 @@ def squared_errors_with_each(candidates: Linearised, sums: Sums, n_first: int) -
     noise = (gain_kg5 * first.goals_kg5).sum(-1)[:, None, :] - pull_kng**2 / size_kn1
     # g'S' = g'S - (g'u) u' / size, and g'S'j = (g'u) / size; so the bias with run i moves along w = F_i - u'J'F alone.
     bias_kgq = gain_kg5 @ sums.moment_k5q
-    bias_kgq[..., :4] -= first.goal_modes_kg4
+    bias_kgq[..., :5] -= first.goal_modes_kg5
     moment = sums.moment_k5q
     w_bias_kng = first.along_modes(bias_kgq) - u_kn5 @ (moment @ bias_kgq.swapaxes(1, 2))
-    squares_kn = (first.modes_kn4**2).sum(-1) + first.shared_n**2
+    squares_kn = (first.modes_kn5**2).sum(-1) + first.shared_n**2
     squares_kn = squares_kn - 2 * (u_kn5 * first.along_modes(moment)).sum(-1)
     squares_kn = squares_kn + (u_kn5 @ (moment @ moment.swapaxes(1, 2)) * u_kn5).sum(-1)
     weight_kng = pull_kng / size_kn1
@@ -269,7 +270,7 @@ def size_regret(law: AdditiveLaw, flops: float) -> float:
     return 0.5 * _curvature(law, flops)
 
 
-def _log_loss_gradient(law: AdditiveLaw, x: Floats, y: Floats, centre: tuple[float, float, float]) -> Floats:
+def _log_loss_gradient(law: AdditiveLaw, x: Floats, y: Floats, centre: tuple[float, float, float, float]) -> Floats:
     """Return d ln L / d theta, (n, 5)."""
     size, text, floor = _shares(law, x, y)
     return np.column_stack([size, text, floor, -size * (x - centre[0]), -text * (y - centre[1])])
@@ -281,8 +282,8 @@ def _shares(law: AdditiveLaw, x: Floats, y: Floats) -> tuple[Floats, Floats, Flo
     return size / loss, text / loss, law.E / loss
 
 
-def _modes(law: AdditiveLaw, x: Floats, y: Floats, centre: tuple[float, float, float], misfit: Misfit) -> Floats:
-    """Return ln L(truth) - ln L(law) with each mode at one sd, (n, 4)."""
+def _modes(law: AdditiveLaw, x: Floats, y: Floats, centre: tuple[float, float, float, float], misfit: Misfit) -> Floats:
+    """Return ln L(truth) - ln L(law) with each mode at one sd, (n, 5)."""
     size, text, _ = _shares(law, x, y)
     both = size + text
     # d/d ln k of (u^1/k + v^1/k)^k at k = 1, u and v relative to their sum at the centre. What is linear in theta drops
@@ -297,12 +298,14 @@ def _modes(law: AdditiveLaw, x: Floats, y: Floats, centre: tuple[float, float, f
         / 2
         * np.column_stack([size * ((x - centre[0]) / _DECADE) ** 2, text * ((y - centre[1]) / _DECADE) ** 2])
     )
-    small = np.sqrt(centre[2] / (6 * np.exp(x + y)))
+    small = np.column_stack([np.sqrt(centre[2] / (6 * np.exp(x + y))), np.exp(centre[3] - x)])
     return np.column_stack([misfit.coupling * coupling, misfit.drift * drift, misfit.small_scale * small])
 
 
-def _goals(law: AdditiveLaw, goal: Goal, centre: tuple[float, float, float], misfit: Misfit) -> tuple[Floats, Floats]:
-    """Return d(answer) / d theta (G, 5) and what each mode changes in the true answer (G, 4).
+def _goals(
+    law: AdditiveLaw, goal: Goal, centre: tuple[float, float, float, float], misfit: Misfit
+) -> tuple[Floats, Floats]:
+    """Return d(answer) / d theta (G, 5) and what each mode changes in the true answer (G, 5).
 
     ln L* changes as ln L at the optimum does (the envelope theorem); ln N* = -(d/du)^-1 of the slope along the IsoFLOP
     curve u -> (N e^u, D e^-u), by central differences.
