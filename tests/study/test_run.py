@@ -17,9 +17,8 @@ import pytest
 from chinchilla_lm.core.records import read_records
 
 # Far below where laws hold: it is the machinery that is tested, the forecast only for being made and kept.
-WORDS = tuple(
-    "run --budget 2e11 --least-rung-flops 4e9 --vocab 300 --context 32 --threads 1 --sweep-share 0.35".split()
-)
+WORDS = ("run", "--budget", "2e11", "--sweep-share", "0.35", "--least-rung-flops", "4e9")
+WORDS += ("--vocab", "300", "--context", "32", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
