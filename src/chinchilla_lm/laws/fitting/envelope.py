@@ -21,6 +21,7 @@ import numpy as np
 from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.count import ParamsConvention
 from chinchilla_lm.laws.fitting.additive import Interval
+from chinchilla_lm.laws.fitting.noise import quantile_sd
 from chinchilla_lm.laws.forms.allocation import AllocationLaw, PowerLine
 from chinchilla_lm.laws.forms.law import Floats
 
@@ -85,8 +86,7 @@ class EnvelopeFit:
             return None
         log_params = self.lines_k2[:, 1] + self.lines_k2[:, 0] * math.log(flops)
         low, high = np.exp(np.quantile(log_params, [0.5 - level / 2, 0.5 + level / 2]))
-        middle = self.law.optimum(flops)[0]
-        return Interval(low=float(low), high=float(high), se=middle * float(log_params.std(ddof=1)))
+        return Interval(low=float(low), high=float(high), se=self.law.optimum(flops)[0] * quantile_sd(log_params))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the law and the envelope's extent as JSON values."""
@@ -258,7 +258,7 @@ def _exponent_intervals(lines_k2: Floats) -> dict[str, Interval]:
     if len(lines_k2) < 2:
         return {}
     low, high = (float(end) for end in np.quantile(lines_k2[:, 0], [0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2]))
-    se = float(lines_k2[:, 0].std(ddof=1))
+    se = quantile_sd(lines_k2[:, 0])
     return {"a": Interval(low=low, high=high, se=se), "b": Interval(low=1 - high, high=1 - low, se=se)}
 
 

@@ -46,6 +46,12 @@ def scaled_delta(residuals: Floats, n_constants: int = 5, least_sd: float = 0.0)
     return max(HUBER_EFFICIENT * max(robust_sd(residuals, n_constants), least_sd), SMALLEST_SCALED_DELTA)
 
 
+def quantile_sd(draws: Floats) -> float:
+    """Return half the range of the middle 68.3 % of draws: the sd of a Gaussian, unmoved by rare wild draws."""
+    low, high = np.quantile(draws, [0.15866, 0.84134])
+    return float(high - low) / 2
+
+
 def t_quantile(level: float, degrees: int) -> float:
     """Return how many standard errors to either side hold `level` of Student's t.
 
