@@ -93,7 +93,7 @@ def test_arrays_are_answered_like_numbers(law):
 
 @every_law
 def test_what_cannot_be_reached_is_refused_with_the_floor(law):
-    with pytest.raises(PlanError, match=r"loss=.* cannot be reached: .* stays above .* ask for more"):
+    with pytest.raises(PlanError, match=r"loss=.* cannot be reached: .* stays above .* ask for a higher loss"):
         law.tokens_for_loss(1e5, law.loss(1e9, 1e11))
     with pytest.raises(PlanError, match="stays above"):
         law.flops_for_loss(getattr(law, "E", 0.0))
@@ -152,6 +152,14 @@ def test_coupled_with_kappa_one_is_additive(params, tokens):
     assert coupled.loss(params, tokens) == pytest.approx(ADDITIVE.loss(params, tokens), rel=1e-14)
     assert coupled.gradient(params, tokens) == pytest.approx(ADDITIVE.gradient(params, tokens), rel=1e-12)
     assert coupled.flops_for_loss(2.5) == pytest.approx(ADDITIVE.flops_for_loss(2.5), rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("coupled", -1), ("additive", 0), ("steep", 1)])
+def test_below_one_kappa_makes_text_raise_the_worth_of_size(name, sign):
+    # Videau et al. 2026: the mixed derivative has the sign of kappa - 1; the additive form forces it to zero.
+    law = LAWS[name]
+    with_more_text = law.gradient(1e9, 4e10)[0] - law.gradient(1e9, 2e10)[0]
+    assert np.sign(with_more_text) == sign
 
 
 @given(st.floats(1e6, 1e12), st.floats(1e8, 1e14))

@@ -1,8 +1,8 @@
-"""The coupled form: size and data term under one power, so that each matters less where the other is short.
+"""The coupled form ("Skaling"): size and data term under one power, so that each is worth more with more of the other.
 
-Symbols: see `forms.law`; kappa is the papers' k, renamed because k is FLOPs per param and token here. kappa = 1 is the
-additive form; kappa < 1 makes either term matter less while the other is large, and the exponents of the loss become
-alpha kappa and beta kappa.
+Symbols: see `forms.law`; kappa is the paper's k, renamed because k is FLOPs per param and token here. kappa = 1 is the
+additive form. With kappa < 1 the mixed derivative is negative: text raises the worth of size. On endless text L - E
+falls as N^-(alpha kappa). kappa and E make up for each other: on few runs neither is well determined.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class CoupledLaw:
         beta: exponent of the data term inside the power, > 0.
         kappa: power over the sum, > 0.
         params_convention: which weights N counts.
+
+    Source: Videau et al. 2026 (arXiv 2608.07222), who call the form Skaling.
     """
 
     form: ClassVar[str] = "coupled"

@@ -136,7 +136,9 @@ def require_above(loss: float, floor: float, what: str) -> None:
         PlanError: not a finite number above the floor.
     """
     if not (math.isfinite(loss) and loss > floor):
-        raise PlanError(f"loss={loss!r} cannot be reached: {what} stays above {floor:.6g} by this law; ask for more")
+        raise PlanError(
+            f"loss={loss!r} cannot be reached: {what} stays above {floor:.6g} by this law; ask for a higher loss"
+        )
 
 
 def exp_or_refuse(log_amount: float, what: str) -> float:
@@ -150,7 +152,7 @@ def exp_or_refuse(log_amount: float, what: str) -> float:
         PlanError: an amount over 1e300.
     """
     if log_amount > _LARGEST_LOG:
-        raise PlanError(f"{what} takes over 1e300 by this law, which is out of reach; ask for more loss")
+        raise PlanError(f"{what} takes over 1e300 by this law, which is out of reach; ask for a higher loss")
     return math.exp(log_amount)
 
 
