@@ -101,6 +101,11 @@ def test_kaplan_is_read_as_hoffmann_read_it():
     assert law.params_convention == "non_embedding"
 
 
+def test_approach_1_at_kaplan_s_anchor():
+    # Hoffmann et al. 2022, section D.4: at 1e21 FLOPs Kaplan's law asks for 4.68B parameters, theirs for 2.86B.
+    assert published_law("hoffmann2022-approach1").law.optimum(1e21)[0] == pytest.approx(2.86e9, rel=2e-3)
+
+
 def test_every_law_has_a_source_and_its_own_name():
     for name, row in (*PUBLISHED_LAWS.items(), *HYPERPARAMETER_LAWS.items()):
         assert row.name == name == name.lower()
@@ -175,6 +180,21 @@ def test_llama_3_s_printed_constants_miss_its_printed_extrapolation():
     assert row.law.b == pytest.approx(0.53)
     assert pytest.approx(10.5e12, rel=0.01) == 0.29 * 3.8e25**0.53
     assert math.log(16.55e12 / 0.29) / math.log(3.8e25) == pytest.approx(0.5378, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("convention", "a"),
+    [  # its log prints .54, .37 and .70; a straight line through the optima that it prints gives these
+        ("kaplan_style_no_embed_with_lm_head", 0.53),
+        ("chinchilla_style_all_params", 0.37),
+        ("transformer_matrices_only", 0.68),
+    ],
+)
+def test_one_set_of_runs_has_three_exponents_by_what_n_counts(shared_data, convention, a):
+    with (shared_data / "laws" / "nanochat_isoflop_optima.csv").open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["param_convention"] == convention]
+    flops, params = (np.log([float(row[name]) for row in rows]) for name in ("flops", "n_params"))
+    assert round(float(np.polyfit(flops, params, 1)[0]), 2) == a
 
 
 def test_nanochat_s_ratio_is_that_of_its_optima(shared_data):

@@ -102,7 +102,7 @@ _OTHER_ROWS = (
         law=AllocationLaw(coefficient=(6 * 10.5) ** -0.5, exponent=0.5, params_convention="matmul"),
         source="karpathy/nanochat, dev/LOG.md of 2026-01-27: 10.5 tokens per parameter, blocks and head counted",
         largest_flops=1e19,
-        note="a rule of one repository, measured at four budgets; with other counts its exponent was .37 and .70",
+        note="a rule of one repository, measured at four budgets; with other counts of N its exponent is .37 or .68",
     ),
 )
 
