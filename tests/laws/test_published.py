@@ -185,7 +185,7 @@ def test_llama_3_s_printed_constants_miss_its_printed_extrapolation():
 @pytest.mark.parametrize(
     ("convention", "a"),
     [  # its log prints .54, .37 and .70; a straight line through the optima that it prints gives these
-        ("kaplan_style_no_embed_with_lm_head", 0.53),
+        ("kaplan_style_no_embed_with_lm_head", 0.52),
         ("chinchilla_style_all_params", 0.37),
         ("transformer_matrices_only", 0.68),
     ],
