@@ -36,7 +36,7 @@ def test_every_plan_spends_its_budget_and_counts_its_epochs(exponent, text):
     assert made.flops == pytest.approx(made.total_flops, rel=1e-12)
     assert made.epochs == pytest.approx(max(1.0, made.tokens / 10.0**text), rel=1e-12)
     assert made.flat_band.params_low <= made.params <= made.flat_band.params_high
-    if made.epochs < 20:  # beyond, loss says nothing of compute any more
+    if made.epochs < 20:
         assert made.overhead == pytest.approx(0, abs=1e-6)
     json.dumps(made.to_dict(), allow_nan=False)
 
@@ -132,6 +132,9 @@ def test_the_band_grows_with_the_distance_to_the_runs_and_with_their_scatter():
     assert unknown.loss_low is None
     assert any("no band" in note for note in unknown.notes)
     assert any("run in between" in note for note in far.notes)
+    assert not any("tested up to" in note for note in far.notes)
+    farther = make_plan(Goal(flops=4e23), LAW, evidence=Evidence(largest_flops=3e21))
+    assert any("tested up to 100 times" in note for note in farther.notes)
 
 
 def test_intervals_are_those_of_the_draws_one_by_one():
@@ -195,6 +198,7 @@ def test_a_law_that_only_splits_answers_three_questions():
         ({"loss": 2.0, "params": 1e9}, {}, LAW, "allow a larger model"),
         ({"loss": 2.0, "tokens": 1e9}, {}, LAW, "allow more tokens"),
         ({"flops": 1e20, "params": 1e9}, {"demand": Demand(prefill_tokens=1e12)}, LAW, "spent by serving"),
+        ({"tokens": 1e3}, {"demand": Demand(prefill_tokens=1e16)}, LAW, "less than one is none"),
     ],
 )
 def test_impossible_requests_are_refused_in_one_line(goal, conditions, law, words):
@@ -230,3 +234,10 @@ def test_a_coupled_law_plans_with_its_draws():
 def test_tokens_far_from_optimal_come_with_a_warning():
     made = make_plan(Goal(params=1e8, tokens=1e12), LAW)
     assert any("promise too much" in note for note in made.notes)
+
+
+def test_where_the_text_is_spent_loss_says_nothing_of_compute():
+    made = make_plan(Goal(flops=1e25), LAW, conditions=Conditions(unique_tokens=1e8, demand=Demand(prefill_tokens=1.0)))
+    assert made.overhead is None
+    assert made.serving.saving_flops is None
+    json.dumps(made.to_dict(), allow_nan=False)

@@ -27,6 +27,8 @@ from chinchilla_lm.laws.planning.surface import Surface, surface_of, surface_of_
 
 FLAT_PENALTY = 0.005  # the band of sizes that cost less than half a per cent of loss
 _MANY_EPOCHS = 8.0  # beyond them repeats are worth less than half of fresh text (Muennighoff et al. 2023, eq. 5)
+_FARTHEST_TESTED = 100.0  # times the compute of the runs (bench/planning.py --band)
+_SPENT = 1e-6  # of the loss, above its floor: the compute behind it has lost its digits
 _FAR_FROM_OPTIMAL = 10.0  # times the optimal tokens per param: Sardana et al. 2024 find laws too hopeful there
 
 
@@ -60,6 +62,11 @@ def make_plan(
     x, y = solve(surface, goal, conditions)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise PlanError(why_unreachable(surface, goal))
+    if min(float(x[0]), float(y[0])) < 0:
+        raise PlanError(
+            f"the best plan has {math.exp(x[0]):.2g} params and {math.exp(y[0]):.2g} tokens: under one is none; "
+            "give a larger budget, more tokens, or fewer tokens to serve"
+        )
     made = _bare_plan(float(x[0]), float(y[0]), float(surface.loss(x, y)[0]), law, goal, conditions)
     draws = None if evidence.draws is None else surface_of_draws(evidence.draws, law, conditions.unique_tokens)
     made = _add_uncertainty(made, surface, draws, evidence)
@@ -200,9 +207,13 @@ def _cost_of_band(surface: Surface, made: Plan, low: float, high: float) -> dict
 
 
 def _overhead(surface: Surface, x: Floats, y: Floats) -> float | None:
-    """Return the compute beyond the least for the same loss; None where the text is spent and loss tells nothing."""
-    share = float(optimum.overhead(surface, x, y)[0])
-    return share if math.isfinite(share) else None
+    """Return the compute beyond the least for the same loss, as a share; None where the text is spent."""
+    return None if _is_spent(surface, surface.loss(x, y)) else max(0.0, float(optimum.overhead(surface, x, y)[0]))
+
+
+def _is_spent(surface: Surface, loss: Floats) -> bool:
+    """Say whether repeats have brought the loss to the floor of the text, where it says nothing of compute."""
+    return bool((loss - surface.least_loss() < _SPENT * loss).all())
 
 
 def _flat_band(surface: Surface, made: Plan) -> FlatBand:
@@ -217,10 +228,10 @@ def _serving(surface: Surface, made: Plan) -> Serving | None:
     if not demand.tokens:
         return None
     served = demand.training_equivalent
-    alone = optimum.total_flops(*optimum.least_cost(surface, np.array([made.loss])), served)
     flops = demand.flops(made.params)
-    if not math.isfinite(float(alone[0])):  # the text is spent, and loss says nothing of compute
+    if _is_spent(surface, np.array([made.loss])):
         return Serving(demand=demand, flops=flops, saving_flops=None, saving_share=None)
+    alone = optimum.total_flops(*optimum.least_cost(surface, np.array([made.loss])), served)
     saving = float(alone[0]) - made.total_flops
     return Serving(demand=demand, flops=flops, saving_flops=saving, saving_share=saving / float(alone[0]))
 
@@ -245,8 +256,10 @@ def _notes(made: Plan, surface: Surface, evidence: Evidence) -> tuple[str, ...]:
     if evidence.draws is None:
         notes.append(_NO_DRAWS)
     if evidence.largest_flops is not None and made.flops > evidence.largest_flops * 1.5:
+        ratio = made.flops / evidence.largest_flops
+        untested = ", and bands are tested up to 100 times" if ratio > _FARTHEST_TESTED else ""
         notes.append(
-            f"{made.flops / evidence.largest_flops:,.3g} times the compute of the largest run behind this law: "
+            f"{ratio:,.3g} times the compute of the largest run behind this law{untested}: "
             "a run in between would narrow the band"
         )
     if made.loss_low is not None and made.epochs > 1:
