@@ -198,7 +198,7 @@ def test_a_law_that_only_splits_answers_three_questions():
         ({"loss": 2.0, "params": 1e9}, {}, LAW, "allow a larger model"),
         ({"loss": 2.0, "tokens": 1e9}, {}, LAW, "allow more tokens"),
         ({"flops": 1e20, "params": 1e9}, {"demand": Demand(prefill_tokens=1e12)}, LAW, "spent by serving"),
-        ({"tokens": 1e3}, {"demand": Demand(prefill_tokens=1e16)}, LAW, "less than one is none"),
+        ({"tokens": 1e3}, {"demand": Demand(prefill_tokens=1e16)}, LAW, "under one is none"),
     ],
 )
 def test_impossible_requests_are_refused_in_one_line(goal, conditions, law, words):
