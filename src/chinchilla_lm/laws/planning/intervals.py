@@ -20,7 +20,7 @@ from chinchilla_lm.laws.planning.surface import Surface
 # 90 % of predictions by a lone additive law lie within this of the truth, in ln L: .01 + .052 per decade of compute
 # beyond its runs. Chosen on the public sweeps (dev/LOG.md 2026-11-21) and so tested on what it was chosen on: 91.0 % of
 # hidden runs at 3-100 times the fitted compute, mean over 8 families, from 57 % (repeated text) to 100 %
-# (bench/planning.py --band). Where the runs are at hand `trust.calibration` is surer: it sees other forms and the noise.
+# (bench/planning.py --band). Where the runs are at hand, `trust.calibration` is surer: other forms, the noise.
 _ERROR_AT_EDGE, _ERROR_PER_DECADE = 0.010, 0.052
 _TAIL = 0.05  # left on each side of a 90 % interval
 _STILL = 1e-9  # relative spread below which the goal fixes a number
