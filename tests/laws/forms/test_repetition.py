@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 
 import numpy as np
@@ -121,3 +122,20 @@ def test_many_runs_with_their_own_texts_at_once():
         alone = LAW.loss(float(params[place]), float(tokens[place]), float(unique[place]))
         assert losses[place] == pytest.approx(alone, rel=1e-14)
     assert repeated_loss(FRESH, params, tokens, unique) == pytest.approx(losses)
+
+
+def test_the_form_does_not_see_the_harm_that_its_authors_measured(shared_data):
+    # 1.1B params on 100M tokens get worse from the 15th epoch on; 14M params gain for thousands. The form never rises.
+    with (shared_data / "laws" / "datablations_c4.csv").open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if float(row["n_unique_tokens"]) == 1e8]
+    measured = {
+        params: dict(sorted((float(row["epochs"]), float(row["loss"])) for row in rows if row["n_params"] == params))
+        for params in ("1096300000", "14100000")
+    }
+    large, small = measured["1096300000"], measured["14100000"]
+    assert (round(large[15.0], 2), round(large[59.0], 2)) == (3.82, 6.01)
+    assert min(large, key=large.get) == 15
+    assert min(small, key=small.get) > 6000
+    for params in measured:
+        losses = [LAW.loss(float(params), 1e8 * epochs, 1e8) for epochs in sorted(large)]
+        assert losses == sorted(losses, reverse=True)

@@ -2,8 +2,8 @@
 
 Symbols: see `forms.law`; U `unique_tokens`, U_N the size whose optimal number of tokens is U, R_D = D/U - 1 repeats,
 R_N = N/U_N - 1 excess size, R_D*, R_N* their half-lives, N' and D' what size and tokens are worth. With unique_tokens
-None, or D <= U and N <= U_N, it is the additive form. It does not know that far too many repeats do harm: beyond some
-40 epochs the measured loss rises, this form's never does.
+None, or D <= U and N <= U_N, it is the additive form. It does not know that repeats can do harm: a model large for its
+text gets worse after tens of epochs (1.1B params on 100M tokens from the 15th on), and this form's loss never rises.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ _REPETITION_ROWS = (
         law=RepetitionLaw.from_additive(_MUENNIGHOFF),
         source="Muennighoff et al. 2023 (arXiv 2305.16264), eq. 5 and 6, fitted constants of huggingface/datablations",
         largest_flops=_MUENNIGHOFF_FLOPS,
-        note="R_D* = 15.4 and R_N* = 5.3; beyond some 40 epochs the measured loss rises and this law's does not",
+        note="a model large for its text gets worse after tens of epochs, and this law's loss never rises",
     ),
 )
 
