@@ -158,7 +158,7 @@ def _warnings(
     warnings: list[str] = []
     if condition >= _FLAT:
         warnings.append(
-            f"a whole line of constants fits these runs alike (condition number {condition:.0e}); vary params and tokens "
+            f"a line of constants fits these runs alike (condition number {condition:.0e}); vary params and tokens "
             "independently, or give a prior"
         )
     if by_objective:
