@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from chinchilla_lm.cli.laws import fit
 from chinchilla_lm.cli.main import run_command
 from chinchilla_lm.cli.plan import plan
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
@@ -108,7 +107,7 @@ def test_a_fit_s_document_is_a_law_for_plan(capsys, tmp_path):
         for params in TRUTH.optimum(flops)[0] * np.geomspace(0.2, 5, 5):
             lines.append(f"{params},{flops / 6 / params},{flops},{TRUTH.loss(params, flops / 6 / params)}")
     runs.write_text("\n".join(lines))
-    fit(runs, bootstrap=20, json=True)
+    assert run_command(["fit", str(runs), "--bootstrap", "20", "--json"]) == 0
     record, _ = document(capsys)
     path = tmp_path / "law.json"
     path.write_text(json.dumps(record))

@@ -231,13 +231,10 @@ def _cost_rows(made: Plan) -> list[tuple[str, str]]:
     if made.serving is not None:
         demand, saving = made.serving.demand, made.serving.saving_share
         saved = "" if saving is None else f"; saves {100 * saving:.3g} % of the training-optimal model's total cost"
-        rows.append(
-            (
-                "serving",
-                f"{format_count(demand.prefill_tokens)} tokens read, {format_count(demand.decode_tokens)} written: "
-                f"{format_flops(made.serving.flops)}{saved}",
-            )
-        )
+        tokens = f"{format_count(demand.tokens)} tokens"
+        if demand.decode_tokens:
+            tokens += f", {format_count(demand.decode_tokens)} of them written"
+        rows.append(("serving", f"{tokens}: {format_flops(made.serving.flops)}{saved}"))
     bill = made.bill
     if bill is not None:
         hours = f"{_amount(bill.gpu_hours)} of {bill.device}"

@@ -19,6 +19,7 @@ from chinchilla_lm.report.chart import Chart, Layer, Line, Marks, Point, Span, a
 from chinchilla_lm.report.points import LOSS_LABEL, loss_axis
 
 _STEPS = 241
+_HIGHEST = 1.06  # of the least loss
 _ROOM = 4.0  # sizes drawn beyond the flat band, as a factor
 
 
@@ -56,7 +57,8 @@ def plan_chart(made: Plan, law: LossForm) -> Chart:
     sizes = np.geomspace(low, high, _STEPS)
     served = made.conditions.demand.training_equivalent
     losses = losses_by_size(surface_of(law, made.conditions.unique_tokens), sizes, made.total_flops, served)
-    curve = tuple((float(x), float(y)) for x, y in zip(sizes, losses, strict=True) if np.isfinite(y))
+    most = float(np.nanmin(losses)) * _HIGHEST  # where serving eats the budget the curve is a wall
+    curve = tuple((float(x), float(y)) for x, y in zip(sizes, losses, strict=True) if y <= most)
     chosen = Point(x=made.params, y=made.loss, text=_words(made))
     built = tuple(
         Point(x=option.params, y=option.loss, text=f"d_model {option.shape.d_model}, {option.shape.n_layers} layers")

@@ -168,11 +168,14 @@ def test_every_published_law_plans_and_its_record_is_json(name):
     assert record["shapes"][0]["params"] == pytest.approx(record["params"], rel=0.3)
 
 
-def test_a_law_that_only_splits_answers_three_questions():
+def test_a_law_that_only_splits_goes_from_one_number_to_the_others():
     made = make_plan(Goal(flops=1e21), ALLOCATION)
     for goal in (Goal(params=made.params), Goal(tokens=made.tokens)):
         again = make_plan(goal, ALLOCATION)
         assert (again.params, again.tokens, again.flops) == pytest.approx((made.params, made.tokens, 1e21), rel=1e-9)
+    with_line = published_law("kaplan2020").law
+    made_by_line = make_plan(Goal(flops=1e21), with_line)
+    assert make_plan(Goal(loss=made_by_line.loss), with_line).params == pytest.approx(made_by_line.params, rel=1e-9)
     longer = make_plan(Goal(flops=1e21), ALLOCATION, conditions=Conditions(overtrain=4))
     assert longer.tokens_per_param == pytest.approx(4 * made.tokens_per_param)
     again = make_plan(Goal(tokens=longer.tokens), ALLOCATION, conditions=Conditions(overtrain=4))
@@ -192,7 +195,8 @@ def test_a_law_that_only_splits_answers_three_questions():
         ({"flops": 1e20}, {"overtrain": 2.0, "demand": Demand(prefill_tokens=1e9)}, LAW, "give one of them"),
         ({"flops": 1e20, "params": 1e9}, {"overtrain": 2.0}, LAW, "already fixes"),
         ({"flops": 1e20}, {"unique_tokens": 1e9}, ALLOCATION, "use a parametric law"),
-        ({"loss": 2.5}, {}, ALLOCATION, "use a parametric law"),
+        ({"loss": 2.5}, {}, ALLOCATION, "only splits a budget"),
+        ({"flops": 1e20, "params": 1e9}, {}, ALLOCATION, "use a parametric law"),
         ({"loss": 1.8}, {}, LAW, "endless text stays above 1.817"),
         ({"loss": 2.5}, {"unique_tokens": 1e8}, LAW, "bring more text"),
         ({"loss": 2.0, "params": 1e9}, {}, LAW, "allow a larger model"),

@@ -134,17 +134,22 @@ def _plan_allocation(goal: Goal, law: AllocationLaw, conditions: Conditions, evi
     if conditions.demand.tokens or conditions.unique_tokens is not None:
         raise PlanError("this law states no loss away from the optimum, so it cannot weigh repeats or serving; "
                         "use a parametric law such as besiroglu2024")  # fmt: skip
-    if len(goal.given) > 1 or goal.loss is not None:
-        raise PlanError("this law states no loss away from the optimum, so it only goes from a budget, a size or a "
-                        "number of tokens to the other two; use a parametric law such as besiroglu2024")  # fmt: skip
+    if len(goal.given) > 1:
+        raise PlanError("this law states no loss away from the optimum, so it goes from one of budget, size and tokens "
+                        "to the others; use a parametric law such as besiroglu2024")  # fmt: skip
     root = math.sqrt(conditions.overtrain)
     if goal.flops is not None:
         flops = goal.flops
     elif goal.params is not None:  # N sqrt(K) = c C^a
         flops = (goal.params * root / law.coefficient) ** (1 / law.exponent)
-    else:  # 6 D / sqrt(K) = C^(1 - a) / c
-        assert goal.tokens is not None
+    elif goal.tokens is not None:  # 6 D / sqrt(K) = C^(1 - a) / c
         flops = (6 * goal.tokens / root * law.coefficient) ** (1 / (1 - law.exponent))
+    else:
+        assert goal.loss is not None
+        if law.line is None or root != 1:
+            raise PlanError(f"loss={goal.loss:g} is nothing that this law can aim at: it only splits a budget; "
+                            "use a parametric law such as besiroglu2024")  # fmt: skip
+        flops = law.line.flops_for_loss(goal.loss)
     params = law.optimum(flops)[0] / root
     loss = law.line.loss(flops) if law.line is not None and root == 1 else None
     low, high = (None, None) if loss is None else loss_band(loss, flops, evidence, None)
