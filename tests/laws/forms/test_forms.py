@@ -188,7 +188,8 @@ def test_overtraining_is_the_same_by_flops_and_ratio_or_by_size_and_tokens(flops
     by_code += code["beta"] * 6 ** (-code["b"] / 2) * (ratio * params) ** -code["b"]
     assert by_code == pytest.approx(law.loss(params, tokens), rel=1e-12)
     assert law.flops_for_loss_at(law.loss_at(flops, ratio), ratio) == pytest.approx(flops, rel=1e-6)
-    assert OvertrainingLaw.from_code_form(**code).hash() != ""
+    again = OvertrainingLaw.from_code_form(**code)
+    assert again.loss(params, tokens) == pytest.approx(by_code, rel=1e-12)
 
 
 def test_overtraining_s_best_ratio_is_the_same_for_every_budget():

@@ -41,6 +41,13 @@ def test_the_optimum_of_fresh_text_at_gopher_s_budget():
     assert tokens == pytest.approx(1.37217e12, rel=1e-5)
 
 
+def test_a_budget_that_its_text_suffices_for_is_split_as_fresh_text_exactly():
+    assert LAW.optimum(1e20, unique_tokens=1e12) == FRESH.optimum(1e20)
+    budgets = np.array([1e19, 1e20, 1e24])
+    sizes = LAW.optimum(budgets, unique_tokens=1e12)[0]
+    assert (sizes == FRESH.optimum(budgets)[0]).tolist() == [True, True, False]
+
+
 @given(st.floats(1e18, 1e26), st.floats(1e8, 1e13), st.floats(2.0, 12.0))
 def test_no_split_of_a_fine_grid_is_better(flops, unique, k):
     params, tokens = LAW.optimum(flops, k, unique)
