@@ -1,0 +1,244 @@
+"""`chinchilla fit`: finished runs -> a scaling law, how sure it is, and what speaks against it.
+
+With --json, exactly one JSON document goes to stdout; what is meant for people goes to stderr.
+Imports of the laws stand inside the functions, so that `chinchilla --help` need not wait for numpy.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from chinchilla_lm.cli.fit_text import fit_lines
+from chinchilla_lm.core.errors import FitError
+from chinchilla_lm.core.files import write_json
+from chinchilla_lm.core.units import parse_count
+from chinchilla_lm.laws.count import ParamsConvention
+
+if TYPE_CHECKING:
+    from chinchilla_lm.laws.columns import Layout
+    from chinchilla_lm.laws.findings.request import FitRequest, Target
+
+JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How the file is written. Common column names are found by themselves."""
+
+    params_column: str | None = None
+    """The file's name for n_params."""
+    tokens_column: str | None = None
+    """The file's name for n_tokens."""
+    flops_column: str | None = None
+    """The file's name for flops; 6ND takes 6 * params * tokens."""
+    loss_column: str | None = None
+    """The file's name for loss."""
+    unique_tokens_column: str | None = None
+    """The file's name for n_unique_tokens, for --form repetition."""
+    run_column: str | None = None
+    """The file's name for run, which the lines of one training curve share."""
+    step_column: str | None = None
+    """The file's name for step, with --tokens-per-step."""
+    params_unit: str | None = None
+    """What a number of params counts: M, B, or 1 for plain numbers."""
+    tokens_unit: str | None = None
+    """What a number of tokens counts: M, B or T."""
+    unique_tokens_unit: str | None = None
+    """What a number of unique tokens counts."""
+    flops_unit: str | None = None
+    """What a number of flops counts: 1, PFLOP, EFLOP or PF-days."""
+    loss_unit: str | None = None
+    """nats (per token) or bits (per token)."""
+    tokens_per_step: str | None = None
+    """Tokens of a step, where the file counts steps instead of tokens."""
+    where: tuple[str, ...] = ()
+    """Read only lines with COLUMN=VALUE; may be repeated."""
+    duplicates: Literal["refuse", "keep", "drop"] = "refuse"
+    """What becomes of a line that repeats another exactly."""
+
+    def layout(self) -> Layout:
+        """Return what the reader is told."""
+        from chinchilla_lm.laws.columns import Layout
+
+        quantities = ("params", "tokens", "flops", "loss", "unique_tokens", "run", "step")
+        columns = {name: getattr(self, f"{name}_column") for name in quantities}
+        units = {name: getattr(self, f"{name}_unit") for name in quantities[:5]}
+        return Layout(
+            columns={name: own for name, own in columns.items() if own is not None},
+            units={name: unit for name, unit in units.items() if unit is not None},
+            where=self.where,
+            duplicates=self.duplicates,
+            tokens_per_step=None if self.tokens_per_step is None else parse_count(self.tokens_per_step),
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How to fit."""
+
+    method: Literal["parametric", "isoflop", "envelope", "all"] = "parametric"
+    """parametric (constants of a form), isoflop (a parabola for each compute), envelope (training curves), or all."""
+    form: Literal["additive", "coupled", "kaplan", "overtraining", "repetition", "best"] = "additive"
+    """additive is E + A/N^alpha + B/D^beta; best takes the form that predicts hidden runs best."""
+    loss: Literal["huber", "lad", "ls"] = "huber"
+    """What is least: huber of log residuals, lad (their absolute values) or ls (their squares)."""
+    delta: str = "auto"
+    """Where huber turns from square to straight: auto follows the noise, the paper's is 1e-3."""
+    bootstrap: int = 4000
+    """Resamples for bands, for the plan's intervals, and for --intervals by resampling; 0 for none."""
+    intervals: Literal["profile", "delta", "pairs", "wild", "cluster", "parametric"] | None = None
+    """By default profile likelihood (other forms: pairs bootstrap)."""
+    cluster: Literal["run", "params"] | None = None
+    """Whose errors go together, for --intervals cluster or wild."""
+    remedy: Literal["none", "law", "cubic", "local"] = "none"
+    """Against the bias of the parabola of --method isoflop."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate of the training curves of --method envelope."""
+    checkpoints: Literal["final", "all"] = "final"
+    """Of a file with several lines a run: fit the final ones, or all."""
+    params_convention: ParamsConvention = "total"
+    """Which weights n_params counts."""
+    target_flops: str | None = None
+    """Also forecast the loss of the best size for this compute, such as 1e22."""
+    target_params: str | None = None
+    """Forecast a run of this size, with --target-tokens or --target-flops."""
+    target_tokens: str | None = None
+    """Forecast a run of so many tokens."""
+    diagnosis: bool = True
+    """Look for what may be wrong, and compare the forms."""
+    seed: int = 0
+    """Of the resampling."""
+
+    def request(self) -> FitRequest:
+        """Return what is asked of the runs."""
+        from chinchilla_lm.laws.findings.request import FitRequest
+
+        return FitRequest(
+            method=self.method,
+            form=self.form,
+            objective=self.loss,
+            delta=_delta(self.delta),
+            bootstrap=self.bootstrap,
+            intervals=self.intervals,
+            cluster=self.cluster,
+            remedy=self.remedy,
+            schedule=self.schedule,
+            checkpoints=self.checkpoints,
+            target=self._target(),
+            params_convention=self.params_convention,
+            diagnosis=self.diagnosis,
+            seed=self.seed,
+        )
+
+    def _target(self) -> Target | None:
+        from chinchilla_lm.laws.findings.request import Target
+
+        texts = {"flops": self.target_flops, "params": self.target_params, "tokens": self.target_tokens}
+        if not any(texts.values()):
+            return None
+        return Target(**{name: parse_count(text) for name, text in texts.items() if text is not None})
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written."""
+
+    json: JsonFlag = False
+    """Print one JSON document on stdout."""
+    out: Path | None = None
+    """Write the same document to this file, which `chinchilla plan --law` reads."""
+    plot: Path | None = None
+    """Draw the figures into this .png or .svg file."""
+    report: Path | None = None
+    """Write a page with figures and tables into this .html file."""
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    table: TableOptions = field(default_factory=TableOptions)
+    how: FitOptions = field(default_factory=FitOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+_DEFAULTS = _Defaults()
+
+
+def fit(
+    runs: Path,
+    *,
+    how: FitOptions = _DEFAULTS.how,
+    table: TableOptions = _DEFAULTS.table,
+    output: OutputOptions = _DEFAULTS.output,
+) -> None:
+    """Fit a scaling law to finished runs, and say what speaks against it.
+
+    Args:
+        runs: A CSV file with columns n_params, n_tokens, flops and loss, or common other names for them.
+        how: How to fit.
+        table: How the file is written.
+        output: What is written.
+    """
+    from chinchilla_lm.laws.findings.find import find_law
+    from chinchilla_lm.laws.table import read_runs
+
+    _check_names(output)
+    record: dict[str, Any] = {**find_law(read_runs(runs, table.layout()), how.request()), "source": str(runs)}
+    console = Console(stderr=output.json, soft_wrap=True, highlight=False, markup=False)
+    for line in fit_lines(record):
+        console.print(line, style="yellow" if line.startswith("warning: ") else None)
+    for path in _write(record, output):
+        console.print(f"wrote {path}")
+    if output.out is not None:
+        console.print(f"next: chinchilla plan --law {output.out} --budget {_ten_times(record)}")
+    if output.json:
+        print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
+
+
+def _delta(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise FitError(f"--delta {text!r} is no number; write auto, or a number such as 1e-3") from None
+
+
+def _check_names(output: OutputOptions) -> None:
+    """Refuse names that no picture, page or record can have, before the fit takes its seconds."""
+    for option, path, kinds in (
+        ("--out", output.out, (".json",)),
+        ("--plot", output.plot, (".png", ".svg")),
+        ("--report", output.report, (".html", ".htm")),
+    ):
+        if path is not None and path.suffix.lower() not in kinds:
+            raise FitError(f"{option} {path} must end in {' or '.join(kinds)}; rename it")
+
+
+def _write(record: Mapping[str, Any], output: OutputOptions) -> list[Path]:
+    written: list[Path] = []
+    if output.out is not None:
+        write_json(output.out, record)
+        written.append(output.out)
+    if output.plot is not None:
+        from chinchilla_lm.report.fit_page import save_fit_picture
+
+        written.append(save_fit_picture(record, output.plot))
+    if output.report is not None:
+        from chinchilla_lm.report.fit_page import write_fit_page
+
+        written.append(write_fit_page(record, output.report))
+    return written
+
+
+def _ten_times(record: Mapping[str, Any]) -> str:
+    return f"{10 * float(record['largest_flops']):.0e}".replace("e+", "e")
