@@ -1,4 +1,4 @@
-"""`fit`: one JSON document with the agreed keys, people's text on stderr, refusals of one line, files that others read."""
+"""`fit`: one JSON document with the agreed keys, people's text on stderr, one-line refusals, files that others read."""
 
 from __future__ import annotations
 
@@ -187,7 +187,9 @@ def test_a_long_table_gets_fewer_resamples_and_is_told(document, tmp_path):
     params, tokens = 10 ** rng.uniform(7, 9, 6_000), 10 ** rng.uniform(9, 11, 6_000)
     loss = TRUTH.loss(params, tokens) * np.exp(rng.normal(scale=0.003, size=6_000))
     path = tmp_path / "long.csv"
-    path.write_text("n_params,n_tokens,loss\n" + "".join(f"{n},{d},{v}\n" for n, d, v in zip(params, tokens, loss)))
+    path.write_text(
+        "n_params,n_tokens,loss\n" + "".join(f"{n},{d},{v}\n" for n, d, v in zip(params, tokens, loss, strict=True))
+    )
     record, said = document(path)
     assert record["n_runs"] == 6_000
     assert record["alpha"] == pytest.approx(TRUTH.alpha, abs=0.005)

@@ -38,7 +38,10 @@ _COUNT_NAMES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One axis: `label` with its unit, ends `low` < `high`, the scale, and how tick values are written."""
+    """One axis: `label` with its unit, ends `low` < `high`, the scale, and how tick values are written.
+
+    `names` are ticks of an axis that counts things instead of amounts: (place, text).
+    """
 
     label: str
     low: float
@@ -46,6 +49,7 @@ class Axis:
     is_log: bool = False
     unit: Unit = "plain"
     is_hidden: bool = False
+    names: tuple[tuple[float, str], ...] = ()
 
     def fraction(self, value: float) -> float:
         """Where a value lies between the ends: 0 at `low`, 1 at `high`."""
@@ -155,7 +159,9 @@ def axis_over(
 
 
 def ticks(axis: Axis, at_most: int) -> list[tuple[float, str]]:
-    """Round values inside an axis, with their text: at least 2 where the axis allows it, no more than `at_most`."""
+    """Round values inside an axis, with their text: at least 2 where it allows that, at most `at_most`; or its names."""
+    if axis.names:
+        return list(axis.names)
     values = _log_ticks(axis, at_most) if axis.is_log else _linear_ticks(axis.low, axis.high, at_most)
     texts = [tick_text(value, axis.unit) for value in values]
     if axis.unit == "plain" and not any("e" in text for text in texts):

@@ -7,34 +7,24 @@ script only shows the values under the pointer. It writes report.html and nothin
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
-import json
 import math
 import platform
 import shlex
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 import chinchilla_lm
 from chinchilla_lm.core.files import sha256_file, write_text
-from chinchilla_lm.core.units import format_bytes, format_count, format_flops, format_seconds
-from chinchilla_lm.report import curves, figures, svg, words
-from chinchilla_lm.report.chart import PALETTE, Chart, Line, Marks
+from chinchilla_lm.core.units import format_count
+from chinchilla_lm.report import curves, figures, words
 from chinchilla_lm.report.glossary import GLOSSARY
+from chinchilla_lm.report.html import json_block, page_filters, page_parts, page_template
 from chinchilla_lm.report.points import Z90
 from chinchilla_lm.report.rundir import Record, Run, is_number, read_run
 
-DESK_PIXELS, PHONE_PIXELS = 780.0, 346.0
-"""Widths that figures are drawn for: the text column on a desk, and a phone of 380 pixels less its margins."""
-_HEIGHTS = {"strip": (96.0, 96.0)}
-_HEIGHT_DEFAULT = (420.0, 320.0)
 _FIGURES = (
     figures.strip_chart,
     figures.isoflop_chart,
@@ -87,10 +77,8 @@ def write_report(run_dir: Path | str) -> Path:
 
 def render_page(run: Run) -> str:
     """The page's HTML."""
-    charts = {chart.name: chart for chart in (draw(run) for draw in _FIGURES) if chart is not None}
-    style = _palette_css() + _asset("style.css")
-    script = _asset("hover.js")
-    return _template().render(
+    charts = [chart for chart in (draw(run) for draw in _FIGURES) if chart is not None]
+    return page_template("report.html.jinja").render(
         run=run,
         headline=words.headline(run),
         notes=words.record_notes(run),
@@ -98,7 +86,6 @@ def render_page(run: Run) -> str:
         command=_command(run),
         asked=words.flatten(run.config),
         tiles=_tiles(run),
-        figures={name: _figure(chart) for name, chart in charts.items()},
         law_rows=_law_rows(run),
         convention=_CONVENTIONS.get(str((run.law or {}).get("params_convention", "matmul")), "see law.json"),
         warnings=words.sentences_of((run.law or {}).get("warnings")),
@@ -112,96 +99,9 @@ def render_page(run: Run) -> str:
         glossary=GLOSSARY,
         version=chinchilla_lm.__version__,
         python=platform.python_version(),
-        style=Markup(style),
-        style_hash=_csp_hash(style),
-        script=Markup(script),
-        script_hash=_csp_hash(script),
-        chart_values=_json_block({name: _hover_values(chart) for name, chart in charts.items()}),
-        records=_json_block(_embedded_records(run)),
+        records=json_block(_embedded_records(run)),
+        **page_parts(charts),
     )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    # Compiling it takes 0.2 s, most of a report; the template cannot change while the program runs.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("chinchilla_lm.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(_filters())
-    return environment.get_template("report.html.jinja")
-
-
-def _asset(name: str) -> str:
-    return (resources.files("chinchilla_lm.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _filters() -> dict[str, Any]:
-    return {
-        "loss": lambda value: _number(value, lambda number: f"{number:.4f}"),
-        "digits": lambda value: _number(value, lambda number: f"{number:.4g}"),
-        "count": lambda value: _number(value, format_count),
-        "flops": lambda value: _number(value, format_flops),
-        "flops_per_s": lambda value: _number(value, lambda number: format_flops(number).replace("FLOPs", "FLOP/s")),
-        "seconds": lambda value: _number(value, format_seconds),
-        "bytes": lambda value: _number(value, format_bytes),
-        "percent": lambda value: _number(value, lambda number: f"{number:.3g} %"),
-    }
-
-
-def _number(value: Any, write: Any) -> Markup:
-    """A number for people, with every digit of the record in the `value` attribute for machines."""
-    if not is_number(value):
-        return Markup('<span class="absent">not recorded</span>')
-    return Markup('<data value="{}">{}</data>').format(repr(value), write(value))
-
-
-def _figure(chart: Chart) -> dict[str, Any]:
-    wide, tall = _HEIGHTS.get(chart.name, _HEIGHT_DEFAULT)
-    return {
-        "name": chart.name,
-        "title": chart.title,
-        "summary": chart.summary,
-        "desk": svg.draw(chart, width=DESK_PIXELS, height=wide),
-        "phone": svg.draw(chart, width=PHONE_PIXELS, height=tall),
-        "legend": [(svg.legend_key(layer), layer.label) for layer in chart.legend()],
-    }
-
-
-def _hover_values(chart: Chart) -> Record:
-    """The named values of a chart, with five digits: finer than a pixel."""
-    series = []
-    for layer in chart.layers:
-        if isinstance(layer, Line) and (layer.label or layer.end_label):
-            points = [[_short(x), _short(y)] for x, y in layer.points]
-            series.append({"name": layer.label or layer.end_label, "points": points})
-        elif isinstance(layer, Marks):
-            points = [[_short(point.x), _short(point.y)] for point in layer.points]
-            texts = [point.text for point in layer.points]
-            series.append({"name": layer.label, "points": points, "texts": texts})
-    return {"x": chart.x.label, "series": series}
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
-def _json_block(value: Any) -> Markup:
-    """JSON that cannot end its script element or start a comment in it."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for every nan and inf, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _embedded_records(run: Run) -> Record:
@@ -211,26 +111,10 @@ def _embedded_records(run: Run) -> Record:
     return {**parts, "stages": list(run.stages), "trials": trials}
 
 
-def _csp_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-
-
-def _palette_css() -> str:
-    """The chart colours as custom properties, for light and dark pages, and the classes that use them."""
-
-    def variables(index: int) -> str:
-        return "".join(f"--{name}:{colours[index]};" for name, colours in PALETTE.items())
-
-    classes = "".join(f".c-{name}{{--c:var(--{name})}}" for name in PALETTE)
-    light = f":root{{{variables(0)}}}"
-    dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{variables(1)}}}}}"
-    return f"{light}{dark}{classes}\n"
-
-
 def _tiles(run: Run) -> list[tuple[str, Markup, str]]:
     """The numbers at a glance: (name, value, remark)."""
     forecast, outcome = run.forecast or {}, run.evaluation or {}
-    written = _filters()
+    written = page_filters()
     tiles = []
     if run.forecast is not None:
         interval = f"{forecast['low']:.4f} to {forecast['high']:.4f}"

@@ -14,6 +14,7 @@ import numpy as np
 
 from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.findings.curves import runs_and_curves
+from chinchilla_lm.laws.findings.exponents import exponent_rows
 from chinchilla_lm.laws.findings.fitted import Fitted, additive_fit, fit_law
 from chinchilla_lm.laws.findings.outlook import (
     back_test,
@@ -26,6 +27,7 @@ from chinchilla_lm.laws.findings.outlook import (
 from chinchilla_lm.laws.findings.request import FitRequest
 from chinchilla_lm.laws.findings.valleys import envelope_record, isoflop_record, three_approaches
 from chinchilla_lm.laws.fitting.additive import Fit
+from chinchilla_lm.laws.fitting.envelope import Curve
 from chinchilla_lm.laws.fitting.form_fits import FittedForm
 from chinchilla_lm.laws.table import RunTable
 from chinchilla_lm.laws.trust.calibration import Extrapolation, extrapolate
@@ -58,11 +60,7 @@ def find_law(table: RunTable, request: FitRequest | None = None) -> dict[str, An
     elif request.method == "envelope":
         record = envelope_record(curves, request)
     else:
-        record = _parametric_record(runs, request)
-        if request.method == "all":
-            compared = three_approaches(runs, curves, request)
-            record["warnings"] += compared.pop("warnings")
-            record |= compared
+        record = _parametric_record(runs, curves, request)
     record["method"] = request.method
     record["warnings"] = list(dict.fromkeys([*runs.warnings, *record["warnings"]]))
     record["objective_loss"] = request.objective
@@ -73,7 +71,7 @@ def find_law(table: RunTable, request: FitRequest | None = None) -> dict[str, An
     return cast(dict[str, Any], _finite(record))
 
 
-def _parametric_record(runs: RunTable, request: FitRequest) -> dict[str, Any]:
+def _parametric_record(runs: RunTable, curves: Sequence[Curve], request: FitRequest) -> dict[str, Any]:
     warnings: list[str] = []
     comparison = _comparison(runs, request, warnings)
     form = _chosen_form(request, comparison)
@@ -102,6 +100,11 @@ def _parametric_record(runs: RunTable, request: FitRequest) -> dict[str, Any]:
     if request.diagnosis:
         record["diagnosis"] = _diagnosis(runs, additive, request, warnings)
     record["warnings"] = [*warnings, *_form_warnings(fitted, comparison)]
+    if request.method == "all":
+        compared = three_approaches(runs, curves, request)
+        record["warnings"] += compared.pop("warnings")
+        record |= compared
+    record["exponents"] = exponent_rows(runs, fitted, request, comparison=comparison, record=record)
     return record
 
 
