@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from chinchilla_lm import __version__
-from chinchilla_lm.cli import fit, jobs, models, plan
+from chinchilla_lm.cli import compare, design, fit, jobs, models, plan
 from chinchilla_lm.core.errors import ChinchillaError
 
 app = App(
@@ -31,6 +31,8 @@ app.command(jobs.sweep)
 app.command(jobs.train)
 app.command(plan.plan)
 app.command(fit.fit)
+app.command(design.design)
+app.command(compare.compare)
 app.command(models.evaluate, name="eval")
 app.command(models.generate)
 

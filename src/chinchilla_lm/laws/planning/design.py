@@ -52,6 +52,8 @@ class Rules:
         most_runs: new runs at most, > 0.
         floor_share: part of the budget that the floor may take, in [0, 1); 0 leaves it out.
         repeats: runs made again with another seed, >= 0, where made runs hold fewer.
+        most_seeds: how often one size and length may be chosen, > 0; spread runs tell as much, and show a wrong form.
+            Branches of one trunk are chosen once.
         trunk_share: part of the noise variance that branches of one trunk share, in [0, 1). Unmeasured: half is a
             guess between seeds that share their data order and runs that share nothing.
         least_elasticity: stop where no run lowers the error by this many per cent for a per cent more compute; .5 is
@@ -61,12 +63,14 @@ class Rules:
     most_runs: int = 40
     floor_share: float = 0.25
     repeats: int = 2
+    most_seeds: int = 2
     trunk_share: float = 0.5
     least_elasticity: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.most_runs < 1:
-            raise PlanError(f"most_runs={self.most_runs} must be 1 or more; 40 is common")
+        for name in ("most_runs", "most_seeds"):
+            if getattr(self, name) < 1:
+                raise PlanError(f"{name}={getattr(self, name)} must be 1 or more")
         for name in ("floor_share", "trunk_share", "least_elasticity"):
             if not 0 <= getattr(self, name) < 1:
                 raise PlanError(f"{name}={getattr(self, name)!r} must be in [0, 1)")
@@ -270,6 +274,7 @@ def _pool(  # noqa: PLR0913 - as `suggest_runs`
         made=sums_of(linear.rows(range(len(params), len(everything.params)))),
         cost_model=cost_model,
         horizon=horizon,
+        most_copies=1 if shares else rules.most_seeds,
         sunk=float(cost_model.run_costs(made.params, made.tokens).sum()),
     )
     return pool, floor + list(range(n_free, n_free + len(copied))), len(copied)
@@ -310,7 +315,7 @@ def _reasons(
             "no further run pays: the error left is the form's, not the noise's; allow larger runs or fit another form"
         )
     if stopped == "most_runs":
-        said.append(f"{len(roles)} runs are as many as allowed, and budget is left; allow more runs")
+        said.append(f"{len(roles)} runs are as many as allowed; more and smaller ones would tell more for the budget")
     if "floor" not in roles:
         said.append(
             "no grid floor: the budget is too small for one or the runs made hold it; check the fit's residuals"

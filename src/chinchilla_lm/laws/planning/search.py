@@ -40,6 +40,8 @@ class Pool:
         made: sums of the runs already made, prior included.
         cost_model: how runs are paid for.
         horizon: what each trunk already serves, tokens, (T,).
+        most_copies: how often a candidate may be in a set; 1 for branches, where the same cooldown of the same trunk
+            is no new run.
         sunk: cost of the runs already made, which counts in what a further per cent of compute is.
     """
 
@@ -49,6 +51,7 @@ class Pool:
     made: Sums
     cost_model: CostModel
     horizon: Floats
+    most_copies: int = 1
     sunk: float = 0.0
 
     def cost(self, places: Sequence[int]) -> float:
@@ -64,8 +67,7 @@ class Pool:
         horizon = self.horizon.copy()
         np.maximum.at(horizon, runs.trunk[at], runs.tokens[at])
         costs = self.cost_model.run_costs(runs.params[free], runs.tokens[free], horizon[runs.trunk[free]])
-        if self.cost_model.cooldown_fraction < 1:  # the same cooldown of the same trunk again is no new run
-            costs[at[at < self.n_free]] = np.inf
+        costs[np.bincount(at[at < self.n_free], minlength=self.n_free) >= self.most_copies] = np.inf
         return costs
 
     def sums(self, places: Sequence[int]) -> Sums:
