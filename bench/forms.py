@@ -20,40 +20,42 @@ import numpy as np
 
 from chinchilla_lm.laws.fitting.form_fits import FormOptions, fit_form
 from chinchilla_lm.laws.table import RunTable
-from chinchilla_lm.laws.trust.selection import RollingOrigin, form_fitter, rolling_origin, stack, stacked_errors
+from chinchilla_lm.laws.trust.selection import (
+    FORMS,
+    WEAK_PRIORS,
+    RollingOrigin,
+    form_fitter,
+    rolling_origin,
+    stack,
+    stacked_fitter,
+)
 
 BINS = ((0.0, 0.6), (0.6, 1.2), (1.2, 2.1))
 CUTS = (10.0, 30.0, 100.0)
-# The weak prior of LAWS section 4.1: centred on published fits, wide enough for all but Kaplan's.
-WEAK = {"alpha": (0.35, 0.07), "beta": (0.37, 0.07)}
 
 
 def weighted(table: RunTable):
     weights = np.sqrt(table.flops / table.flops.max())
-    return fit_form(
-        "additive", table.params, table.tokens, table.loss, options=FormOptions(weights=weights / weights.mean())
-    ).law.loss
+    options = FormOptions(weights=weights / weights.mean())
+    return fit_form("additive", table.params, table.tokens, table.loss, options=options).law.loss
 
 
-def last_decade(table: RunTable):
-    """The additive form on the runs within a factor 30 of the largest fitted one."""
-    near = table.flops >= table.flops.max() / 30
-    chosen = near if near.sum() >= 12 else np.ones(len(near), dtype=bool)
-    return fit_form("additive", table.params[chosen], table.tokens[chosen], table.loss[chosen]).law.loss
+def with_prior(form):
+    return form_fitter(form, None, FormOptions(priors=WEAK_PRIORS.get(form, {})))
 
 
+MEMBERS = {form: with_prior(form) for form in FORMS}
 FITTERS = {
     "additive": form_fitter("additive"),
     "additive, delta 1e-3": form_fitter("additive", 1e-3),
     "additive, sqrt(C) weights": weighted,
-    "additive, last 30x": last_decade,
-    "additive, weak prior": form_fitter("additive", None, FormOptions(priors=WEAK)),
     "overtraining": form_fitter("overtraining"),
-    "kaplan": form_fitter("kaplan"),
     "coupled": form_fitter("coupled"),
-    "coupled, weak prior": form_fitter("coupled", None, FormOptions(priors=WEAK)),
+    **{f"{form}, weak prior": with_prior(form) for form in WEAK_PRIORS},
+    "kaplan": MEMBERS["kaplan"],
+    "stacked, own back-tests": stacked_fitter(MEMBERS),
 }
-STACKED = ("additive", "overtraining", "kaplan", "coupled")
+STACKED = ("additive, weak prior", "overtraining, weak prior", "kaplan", "coupled, weak prior")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,20 +123,16 @@ def replay(table: RunTable) -> RollingOrigin:
 
 
 def errors_of(tests: dict[str, RollingOrigin]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Decades, |error| in per cent and the (sweep, cut) of every case, for each form and for three ways to mix them."""
+    """Decades, |error| in per cent and the (sweep, cut) of every case, for each form and for three ways to mix them.
+
+    Weights learnt on the same sweep's other cuts would know runs that a forecaster has not seen; these do not.
+    """
     decades = np.concatenate([test.decades for test in tests.values()])
     origin = np.concatenate([[f"{name} {cut:.2e}" for cut in test.cut_flops] for name, test in tests.items()])
     by_name = {name: np.concatenate([test.errors(name) for test in tests.values()]) for name in FITTERS}
     by_name["mean of the four forms"] = np.mean([by_name[name] for name in STACKED], axis=0)
-    by_name["stacked, other cuts"] = np.concatenate(
-        [np.full(len(test.actual), np.nan) if found is None else found for test, found in within(tests)]
-    )
     by_name["stacked, other sweeps"] = np.concatenate([across(name, tests) for name in tests])
     return {name: (decades, 100 * np.abs(errors), origin) for name, errors in by_name.items()}
-
-
-def within(tests: dict[str, RollingOrigin]):
-    return [(test, stacked_errors(test, STACKED)) for test in tests.values()]
 
 
 def across(name: str, tests: dict[str, RollingOrigin]) -> np.ndarray:

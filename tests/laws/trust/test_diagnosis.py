@@ -28,37 +28,52 @@ def diagnosed(table, **options):
     return diagnose(table, fit_additive(table.params, table.tokens, table.loss), **options)
 
 
+@pytest.fixture(scope="module")
+def epoch(epoch_table):
+    return diagnosed(epoch_table)
+
+
+@pytest.fixture(scope="module")
+def olmo(olmo_to_1b):
+    return diagnosed(olmo_to_1b, is_thorough=True)
+
+
 def test_a_good_sweep_of_a_true_law_gives_hardly_a_warning():
-    # Five tables, six questions at chances of 1 to 5 % each: one or two false alarms are expected.
-    assert sum(len(diagnosed(table_of(seed)).warnings) for seed in range(5)) <= 4
+    # Four tables, six questions at chances of 1 to 5 % each: one false alarm is expected.
+    assert sum(len(diagnosed(table_of(seed)).warnings) for seed in range(4)) <= 3
 
 
-def test_epoch_s_runs_are_said_to_drift_and_to_hang_on_one_budget(epoch_table):
-    found = diagnosed(epoch_table)
-    assert found.drift.is_drifting
-    assert found.identifiability.is_a_known
-    assert any("drifts beyond its errors" in warning for warning in found.warnings)
-    assert any("without budget" in warning for warning in found.warnings)
-    assert found.influence.budgets[0].a_change == pytest.approx(-0.088, abs=0.01)
+def test_epoch_s_runs_are_said_to_drift_and_to_hang_on_one_budget(epoch):
+    assert epoch.drift.is_drifting
+    assert epoch.identifiability.is_a_known
+    assert any("drifts beyond its errors" in warning for warning in epoch.warnings)
+    assert any("without budget" in warning for warning in epoch.warnings)
+    assert epoch.influence.budgets[0].a_change == pytest.approx(-0.088, abs=0.01)
 
 
-def test_every_warning_is_one_line_with_a_way_out(epoch_table, olmo_to_1b):
-    for table in (epoch_table, olmo_to_1b):
-        for warning in diagnosed(table).warnings:
-            assert "\n" not in warning
-            assert ";" in warning  # what is wrong; the way out
+def test_every_warning_is_one_line_with_a_way_out(epoch, olmo):
+    for warning in (*epoch.warnings, *olmo.warnings):
+        assert "\n" not in warning
+        assert ";" in warning  # what is wrong; the way out
 
 
-def test_the_thorough_diagnosis_finds_the_form_that_predicts_the_ladder(olmo_to_1b):
-    found = diagnosed(olmo_to_1b, is_thorough=True)
-    assert found.comparison.scores[0].form == "coupled"
-    assert any("coupled form predicts hidden runs with 0.2 %" in warning for warning in found.warnings)
+def test_the_thorough_diagnosis_finds_forms_that_predict_the_ladder_better(olmo):
+    errors = {score.form: score.backtest_percent for score in olmo.comparison.scores}
+    assert errors["coupled"] < 0.5 * errors["additive"]
+    assert any("form predicts hidden runs with" in warning and "the stack" in warning for warning in olmo.warnings)
 
 
-def test_the_record_is_json():
-    record = json.loads(json.dumps(diagnosed(table_of(), is_thorough=True).to_dict()))
-    assert record["schema"] == "diagnosis/1"
-    assert {"identifiability", "drift", "residuals", "influence", "selftest", "forms", "warnings"} <= set(record)
+def test_the_records_are_json(epoch, olmo):
+    for found in (epoch, olmo):
+        record = json.loads(json.dumps(found.to_dict()))
+        assert record["schema"] == "diagnosis/1"
+        assert {"identifiability", "drift", "residuals", "influence", "selftest", "forms", "warnings"} <= set(record)
+
+
+def test_checkpoints_of_one_run_are_told_to_go_together():
+    table = table_of()
+    fit = fit_additive(table.params, table.tokens, table.loss)
+    assert diagnose(table, fit, labels=np.repeat(np.arange(9), 8)).residuals.n_groups == 9
 
 
 def test_a_few_runs_are_refused():

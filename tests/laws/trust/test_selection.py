@@ -21,6 +21,7 @@ from chinchilla_lm.laws.trust.selection import (
     rolling_origin,
     stack,
     stacked_errors,
+    stacked_fitter,
 )
 
 ADDITIVE = AdditiveLaw(E=1.8, A=482.0, B=2085.0, alpha=0.348, beta=0.366)
@@ -65,6 +66,20 @@ def test_aicc_is_the_gaussian_one_for_a_large_delta():
     residuals = np.random.default_rng(0).normal(size=50)
     expected = 50 * np.log(np.mean(residuals**2)) + 2 * 6 + 2 * 6 * 7 / 43
     assert robust_aicc(residuals, 5, 1e3) == pytest.approx(expected)
+
+
+def test_a_stack_learns_its_weights_below_the_cut_alone():
+    table = table_of(COUPLED, noise=0.001)
+    seen = []
+
+    def watching(below):
+        seen.append(float(below.flops.max()))
+        return form_fitter("additive")(below)
+
+    fitters = {"watched": watching, "coupled": form_fitter("coupled")}
+    tested = rolling_origin(table, {"stacked": stacked_fitter(fitters)}, [1e20])
+    assert max(seen) == pytest.approx(1e20)
+    assert np.abs(tested.errors("stacked")).max() < 0.02
 
 
 def test_a_cut_hides_every_run_above_it_and_no_other():

@@ -48,6 +48,7 @@ class FormOptions:
     Attributes:
         weights: how much each run counts, >= 0, shape (n,); None: 1 each.
         priors: (mean, sd) of a Gaussian on a free parameter by its name (alpha, beta, kappa ...), as a log-posterior.
+            Exponents are those of the terms in the loss: kappa times the coupled form's own alpha and beta.
         in_nats: minimise differences of the loss itself, as Gadre et al. do, not of its logarithm.
         base: the law of fresh text at which repetition's five first constants are held.
         params_convention: which weights N counts.
@@ -111,7 +112,7 @@ class FormFit:
             model = self.model.at(params, tokens, tokens if unique_tokens is None else unique_tokens)
         else:
             model = self.model.at(params, tokens)
-        return np.exp(model.evaluate(free_kp)[0])
+        return np.exp(model.log_loss(free_kp))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values, the law's constants among them."""
@@ -205,7 +206,7 @@ def _settle(
 
 def _residuals_in(model: PowerModel | RepetitionModel, free_kp: Floats, misfit: Misfit) -> Floats:
     """Return observed minus fitted of the runs that count, in the unit of the misfit."""
-    log_fit = model.evaluate(free_kp)[0][0]
+    log_fit = model.log_loss(free_kp)[0]
     counted = misfit.weight_kn[0] > 0
     if misfit.in_nats:
         return (np.exp(misfit.log_loss_kn) - np.exp(log_fit))[counted]
@@ -217,7 +218,7 @@ def _record(
 ) -> FormFit:
     best = ends.best()
     free = best.free_kp[0]
-    residuals = misfit.log_loss_kn - model.evaluate(best.free_kp)[0][0]
+    residuals = misfit.log_loss_kn - model.log_loss(best.free_kp)[0]
     counted = misfit.weight_kn[0] > 0
     at_bound = tuple(name for name, is_held in zip(model.names, best.at_bound_kp[0], strict=True) if is_held)
     rival = _rival(model, ends)

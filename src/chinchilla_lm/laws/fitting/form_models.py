@@ -53,6 +53,10 @@ class FormModel(Protocol):
         """Highest allowed free parameters, shape (p,)."""
         ...
 
+    def log_loss(self, free_kp: Floats) -> Floats:
+        """Return ln L, shape (K, n)."""
+        ...
+
     def evaluate(self, free_kp: Floats) -> tuple[Floats, Floats]:
         """Return ln L, shape (K, n), and its derivatives, shape (K, n, p)."""
         ...
@@ -89,6 +93,10 @@ class PowerModel:
     def theta(self, free_kp: Floats) -> Floats:
         """Return (a, b, e, alpha, beta, kappa), shape (K, 6)."""
         return free_kp @ self.expand_6p.T + self.offset_6
+
+    def log_loss(self, free_kp: Floats) -> Floats:
+        """Return ln L, shape (K, n)."""
+        return power_terms(self.theta(free_kp), self.x_n, self.y_n)[0]
 
     def evaluate(self, free_kp: Floats) -> tuple[Floats, Floats]:
         """Return ln L, shape (K, n), and its derivatives by the free parameters, shape (K, n, p)."""
@@ -136,7 +144,7 @@ class PowerModel:
         terms = [np.exp(-alpha / kappa * self.x_n), np.exp(-beta / kappa * self.y_n)]
         scales = _two_terms(terms[0], terms[1], inner, weight) * kappa
         theta = np.column_stack([scales, np.log(np.maximum(floor, 1e-300)), alpha, beta, kappa])
-        log_fit, _ = power_log_loss(theta, self.x_n, self.y_n)
+        log_fit = power_terms(theta, self.x_n, self.y_n)[0]
         misfit = (weight_n * (log_fit - log_loss_n) ** 2).sum(1)
         best = np.argsort(misfit)[:keep]
         free = (theta[best] - self.offset_6) @ np.linalg.pinv(self.expand_6p).T
@@ -189,14 +197,10 @@ def power_log_loss(theta_k6: Floats, x_n: Floats, y_n: Floats) -> tuple[Floats, 
     With w the shares of the two terms in the inner sum and s the share of the loss above the floor:
     d ln L / d theta = s (w1, w2, (1 - s) / s, -w1 x, -w2 y, -w1 ln w1 - w2 ln w2).
     """
-    a, b, e, alpha, beta, kappa = (column[:, None] for column in theta_k6.T)
-    gap = ((a - alpha * x_n) - (b - beta * y_n)) / kappa
-    log_size_share = -np.logaddexp(0.0, -gap)
+    log_loss, above, log_size_share, gap = power_terms(theta_k6, x_n, y_n)
     log_data_share = log_size_share - gap
     size_share = np.exp(log_size_share)
     data_share = 1 - size_share
-    above = a - alpha * x_n - kappa * log_size_share
-    log_loss = np.logaddexp(above, e)
     share = np.exp(above - log_loss)
     jacobian = np.empty((*gap.shape, 6))
     jacobian[..., 0] = share * size_share
@@ -206,6 +210,16 @@ def power_log_loss(theta_k6: Floats, x_n: Floats, y_n: Floats) -> tuple[Floats, 
     jacobian[..., 4] = -jacobian[..., 1] * y_n
     jacobian[..., 5] = -share * (size_share * log_size_share + data_share * log_data_share)
     return log_loss, jacobian
+
+
+def power_terms(theta_k6: Floats, x_n: Floats, y_n: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return ln L, ln(L - E), ln of the size term's share w1, and ln(w1 / w2), each of shape (K, n)."""
+    a, b, e, alpha, beta, kappa = (column[:, None] for column in theta_k6.T)
+    size = a - alpha * x_n
+    gap = (size - b + beta * y_n) / kappa
+    log_size_share = -np.logaddexp(0.0, -gap)
+    above = size - kappa * log_size_share
+    return np.logaddexp(above, e), above, log_size_share, gap
 
 
 def _start_grid(model: PowerModel, least_log_loss: float) -> Floats:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from chinchilla_lm.laws.fitting.form_models import FormModel
+from chinchilla_lm.laws.fitting.noise import huber as huber_of
 from chinchilla_lm.laws.forms.law import Floats
 
 _STEP = 1e-5  # of the differences that give second derivatives: half of the 15 digits, since p is of order 1
@@ -145,9 +146,11 @@ def descend_resamples(model: FormModel, start: Floats, misfit: Misfit, *, tolera
 
 def objective_of(model: FormModel, free_kp: Floats, misfit: Misfit) -> Floats:
     """Return S of each parameter set, shape (K,)."""
-    residual, _ = _residuals(model, free_kp, misfit)
-    size = np.abs(residual)
-    huber = np.where(size <= misfit.delta, 0.5 * residual**2, misfit.delta * (size - 0.5 * misfit.delta))
+    log_loss = model.log_loss(free_kp)
+    residual = log_loss - misfit.log_loss_kn
+    if misfit.in_nats:
+        residual = np.exp(log_loss) - np.exp(misfit.log_loss_kn)
+    huber = huber_of(residual, misfit.delta)
     penalty = 0.5 * ((free_kp - misfit.prior_mean) ** 2 * misfit.prior_precision).sum(1)
     return (misfit.weight_kn * huber).sum(1) + penalty
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from chinchilla_lm.laws.fitting.form_models import power_log_loss
+from chinchilla_lm.laws.fitting.form_models import power_terms
 from chinchilla_lm.laws.fitting.solver import EXPONENT_RANGE, TERM_FLOOR
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.forms.law import Floats
@@ -60,12 +60,12 @@ class RepetitionModel:
 
     def evaluate(self, free_kp: Floats) -> tuple[Floats, Floats]:
         """Return ln L, shape (K, n), and its derivatives by central differences, shape (K, n, p)."""
-        log_loss = self._log_loss(free_kp)
+        log_loss = self.log_loss(free_kp)
         columns: list[Floats] = []
         for column in range(free_kp.shape[1]):
             step = np.zeros(free_kp.shape[1])
             step[column] = _STEP
-            columns.append((self._log_loss(free_kp + step) - self._log_loss(free_kp - step)) / (2 * _STEP))
+            columns.append((self.log_loss(free_kp + step) - self.log_loss(free_kp - step)) / (2 * _STEP))
         return log_loss, np.stack(columns, axis=-1)
 
     def at(self, params: Floats, tokens: Floats, unique_tokens: Floats) -> RepetitionModel:
@@ -103,11 +103,12 @@ class RepetitionModel:
         repeated, excess = (axis.ravel() for axis in np.meshgrid(side, side, indexing="ij"))
         theta = np.column_stack([np.tile(base_5, (len(repeated), 1)), repeated, excess])
         free = (theta - self.offset_7) @ np.linalg.pinv(self.expand_7p).T
-        misfit = (weight_n * np.abs(self._log_loss(free) - log_loss_n)).sum(1)
+        misfit = (weight_n * np.abs(self.log_loss(free) - log_loss_n)).sum(1)
         valleys = np.flatnonzero(_is_valley(misfit.reshape(len(side), len(side))).ravel())
         return free[valleys[np.argsort(misfit[valleys])]]
 
-    def _log_loss(self, free_kp: Floats) -> Floats:
+    def log_loss(self, free_kp: Floats) -> Floats:
+        """Return ln L, shape (K, n)."""
         theta = self.theta(free_kp)
         a, b, _, alpha, beta, log_repeated, log_excess = (column[:, None] for column in theta.T)
         log_a, log_b = a + alpha * self.x_mean, b + beta * self.y_mean
@@ -116,7 +117,7 @@ class RepetitionModel:
         log_size = _log_worth(self.log_params_n, log_filled, log_excess)
         log_text = _log_worth(self.log_tokens_n, self.log_unique_n, log_repeated)
         full = np.column_stack([theta[:, :5], np.ones(len(theta))])
-        return power_log_loss(full, log_size - self.x_mean, log_text - self.y_mean)[0]
+        return power_terms(full, log_size - self.x_mean, log_text - self.y_mean)[0]
 
 
 def repetition_model(

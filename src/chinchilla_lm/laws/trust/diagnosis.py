@@ -16,6 +16,7 @@ from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.fitting.additive import Fit
 from chinchilla_lm.laws.table import RunTable
 from chinchilla_lm.laws.trust.drift import Drift, exponent_drift
+from chinchilla_lm.laws.trust.groups import Labels
 from chinchilla_lm.laws.trust.identifiability import Identifiability, identify
 from chinchilla_lm.laws.trust.influence import Influence, leave_out
 from chinchilla_lm.laws.trust.residuals import Residuals, examine_residuals
@@ -72,6 +73,7 @@ def diagnose(
     *,
     target_flops: float | None = None,
     lines: Sequence[int] | None = None,
+    labels: Labels | None = None,
     is_thorough: bool = False,
 ) -> Diagnosis:
     """Look for everything that may be wrong with an additive fit.
@@ -81,6 +83,7 @@ def diagnose(
         fit: of `fit_additive` on them; its delta is kept.
         target_flops: whose best size and least loss are watched; None: ten times the largest run.
         lines: line of each run in its file, to name it by; None: runs are counted from 1.
+        labels: group of each run whose errors go together, such as checkpoints of one run; None: runs of one size.
         is_thorough: compare the forms by back-test as well, and simulate longer (seconds instead of one).
 
     Returns:
@@ -94,7 +97,7 @@ def diagnose(
     target = 10 * float(table.flops.max()) if target_flops is None else target_flops
     known = identify(table, fit)
     drift = exponent_drift(table, target_flops=target, delta=fit.delta)
-    residuals = examine_residuals(table, fit, lines=lines)
+    residuals = examine_residuals(table, fit, labels=labels, lines=lines)
     influence = leave_out(table, fit, target_flops=target, lines=lines)
     selftest = coverage_selftest(
         table, fit, repeats=_THOROUGH_REPEATS if is_thorough else _QUICK_REPEATS, target_flops=target
