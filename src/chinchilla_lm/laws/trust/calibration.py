@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -139,11 +139,15 @@ class Extrapolation:
             warnings=warnings,
         )
 
+    def under(self, inflation: Inflation) -> Extrapolation:
+        """Return the same fits under other constants of the error model."""
+        return replace(self, inflation=inflation, own=_own(self.fits, inflation))
+
     def half_widths(self, answers: Answers, level: float = 0.9) -> Floats:
         """Return half the calibrated interval in ln L of each answer, shape (K, M)."""
         noise = np.broadcast_to(self.fits.noise_k[:, None], answers.drop.shape)
         scale = self.inflation.scale(answers.drop, answers.spread, noise)
-        return scale * (self.own.ratio_k * self.own.quantile(level))[:, None]
+        return scale * self.own.ratio_k[:, None] * self.inflation.quantile(level)
 
 
 def predict(
@@ -199,16 +203,20 @@ def extrapolate(
     cuts = choose_cuts(table, top) if cut_flops is None else np.array(cut_flops, dtype=np.float64)
     fits = fit_cuts(table, cuts if len(cuts) else np.array([top]))
     runs = fits.table
-    log_loss = np.log(runs.loss)
-    answers = fits.ask(runs.params, runs.tokens, runs.flops)
     highest = np.argsort(runs.flops)[-max(len(runs.flops) // 4, 1) :]
     k = np.median(runs.flops[highest] / (runs.params[highest] * runs.tokens[highest]))
     return Extrapolation(
         fits=fits,
-        own=own_errors(inflation, answers, fits.noise_k, fits.cut_flops_k, runs.flops, log_loss),
+        own=_own(fits, inflation),
         inflation=inflation,
         flops_per_param_token=float(k),
     )
+
+
+def _own(fits: CutFits, inflation: Inflation) -> OwnErrors:
+    runs = fits.table
+    answers = fits.ask(runs.params, runs.tokens, runs.flops)
+    return own_errors(inflation, answers, fits.noise_k, fits.cut_flops_k, runs.flops, np.log(runs.loss))
 
 
 def _warnings(made: Extrapolation, params: float, tokens: float, decades: float) -> tuple[str, ...]:

@@ -2,13 +2,14 @@
 
 Two laws bracket the truth. The five-parameter law (`additive`) keeps a floor E and is nearly always too pessimistic; a
 straight line in ln L against ln C through the last rungs (`line`) has no floor and is nearly always too optimistic.
-The point lies between them. The band is their range, widened by what is known to be uncertain: .25 %, the scatter of
-the fit and of the final run's own seed, and the miss of the same procedure when the top rungs are hidden from it.
+The point lies between them. The band is `inflation`'s, whose constants were learnt on public tables of another shape
+(bench/calibration.py), not on ladders: its width grows with the noise, with how far the loss still has to fall, with
+the distance between the two laws, and with the errors of the same procedure when the top rungs are hidden from it.
 
 Words: a `rung` is the runs of one compute; its optimum is the least loss that this compute reaches. N `params`,
 D `tokens`, C `flops`, L `loss` in nats per token; everything scatters and widens in ln L.
 It never trains, reads files or prints. Where the ladder does not carry a forecast it says so (`established` is False,
-with the reasons) and widens.
+with the reasons).
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from chinchilla_lm.laws.forms.allocation import PowerLine
 from chinchilla_lm.laws.trust.bracket import (
     Bracket,
     Ladder,
-    Resamples,
     Run,
     RungOptimum,
     Target,
@@ -36,6 +36,7 @@ from chinchilla_lm.laws.trust.bracket import (
     sort_ladder,
     steepens,
 )
+from chinchilla_lm.laws.trust.inflation import LEARNT
 
 __all__ = ["BackTest", "Forecast", "Run", "RungOptimum", "Target", "forecast"]
 
@@ -44,11 +45,14 @@ ADDITIVE_WEIGHT = (
     0.5  # of the point between line (0) and additive (1), in ln L; dev/LOG.md 2026-11-21, bench/backtest.py
 )
 STEEPENING_WEIGHT = 0.25  # the same where the slope does not flatten; dev/LOG.md 2026-11-21, "Steepening"
-BAND_MARGIN = 0.0025  # each side of the bracket, in ln L: 31 of 33 published cases lay inside with it alone (recipe v1)
-_NORMAL_90 = 1.645  # sd in half of a 90 % interval; one-sided, 95 %
-_NOT_ESTABLISHED_HALF_WIDTH = 0.04  # rungs below 1e12 FLOPs missed by +4.8 % at 10x (recipe v1)
-_NO_BACKTEST_HALF_WIDTH = 0.03  # what two rungs and a 13x step can promise (recipe v1)
-_LARGEST_BACKTEST_WIDENING = 0.02  # a ladder whose own top rung it misses by more does not carry a forecast
+# Two rungs, or three whose slope still grows, do not show how the slope will change, and below 1e13 FLOPs it grows: six
+# such ladders of our own missed by .04 to .39 of the predicted fall of ln L, rms .24, twice what public tables teach
+# (bench/RESULTS.md, 20, 10 and 5 minutes; dev/LOG.md 2026-11-21 "Steepening").
+UNTESTED_DROP = 2.0
+_CUT_WEIGHT = 0.5  # of one own back-test beside the public ones, as in `inflation`
+_LARGEST_SQUARE = 16.0  # of error / scale
+_SAID_RATIO = 1.1  # a smaller widening is not worth a sentence
+_FAILED_SQUARE = 4.0  # a ladder that errs twice as much as public tables does not carry a forecast
 _LARGEST_STEP = 100.0  # from the top rung to the target; beyond it nobody has shown a forecast from small rungs
 
 
@@ -100,6 +104,7 @@ class Forecast:
         line: the power line.
         rungs: optimum of each rung used, lowest compute first.
         sd_fit: scatter of ln L of the point between resamples, seed noise included.
+        own_ratio: errors of the back-tests over those of public tables, shrunk towards 1; the band widens by it.
     """
 
     loss: float
@@ -115,6 +120,7 @@ class Forecast:
     line: PowerLine
     rungs: tuple[RungOptimum, ...]
     sd_fit: float
+    own_ratio: float
 
     @property
     def law(self) -> AdditiveLaw:
@@ -143,6 +149,7 @@ class Forecast:
             "established": self.established,
             "reasons": list(self.reasons),
             "sd_fit": self.sd_fit,
+            "own_ratio": self.own_ratio,
             "unit": "nats per token",
         }
 
@@ -179,28 +186,27 @@ def forecast(
     first = _pre_asymptotic(all_rungs, seed_sd)
     bracket = fit_bracket(whole.keep(first, whole.n_rungs), seed_sd=seed_sd)
     resamples = resample(bracket, seed_sd=seed_sd, draws=draws, seed=seed)
-    loss, low, high, sd_fit = _band(bracket, resamples, target, seed_sd, _additive_weight(all_rungs))
-    tests = _back_tests(bracket, seed_sd=seed_sd, draws=draws, seed=seed)
-    step = max(math.log(target.flops / bracket.rungs[-1].flops), 0.0)
-    widening = max((test.miss * step / math.log(test.step) for test in tests if test.kind == "optimum"), default=0.0)
-    low, high = low * math.exp(-widening), high * math.exp(widening)
-    doubts = _doubts(bracket, all_rungs, target, widening, seed_sd)
-    floor = 0.0 if tests else _NO_BACKTEST_HALF_WIDTH
-    floor = _NOT_ESTABLISHED_HALF_WIDTH if doubts else floor
+    weight = _additive_weight(all_rungs)
+    point, scale = _point(bracket, target, seed_sd, weight, is_tested=_is_tested(all_rungs, first, seed_sd))
+    tests, squares = _back_tests(bracket, seed_sd=seed_sd)
+    ratio = math.sqrt((LEARNT.freedom + _CUT_WEIGHT * sum(squares)) / (LEARNT.freedom + _CUT_WEIGHT * len(squares)))
+    half = LEARNT.quantile(LEVEL) * ratio * scale
+    doubts = _doubts(bracket, all_rungs, target, squares, seed_sd)
     additive, line = bracket.losses(target)
     return Forecast(
-        loss=loss,
-        low=min(low, loss * (1 - floor)),
-        high=max(high, loss * (1 + floor)),
+        loss=math.exp(point),
+        low=math.exp(point - half),
+        high=math.exp(point + half),
         target=target,
         sources={"additive": additive, "line": line},
         backtests=tests,
         established=not doubts,
-        reasons=(*doubts, *_remarks(whole, first, tests, widening)),
+        reasons=(*doubts, *_remarks(whole, first, tests, ratio)),
         fit=replace(bracket.fit, intervals=intervals_of(resamples.constants_k5)),
         line=bracket.line,
         rungs=bracket.rungs,
-        sd_fit=sd_fit,
+        sd_fit=math.hypot(resamples.point_sd(target, weight), seed_sd),
+        own_ratio=ratio,
     )
 
 
@@ -210,19 +216,27 @@ def _additive_weight(rungs: Sequence[RungOptimum]) -> float:
     return ADDITIVE_WEIGHT if len(slopes) < 2 or slopes[-1] < slopes[-2] else STEEPENING_WEIGHT
 
 
-def _band(
-    bracket: Bracket, resamples: Resamples, target: Target, seed_sd: float, weight: float
-) -> tuple[float, float, float, float]:
-    """Return the point, the band before back-tests (low, high) and the sd of ln L behind it."""
-    additive, line = bracket.losses(target)
-    point = math.exp(weight * math.log(additive) + (1 - weight) * math.log(line))
-    sd_fit = math.hypot(resamples.point_sd(target, weight), seed_sd)
-    margin = math.exp(BAND_MARGIN + _NORMAL_90 * sd_fit)
-    return point, min(additive, line) / margin, max(additive, line) * margin, sd_fit
+def _point(bracket: Bracket, target: Target, seed_sd: float, weight: float, *, is_tested: bool) -> tuple[float, float]:
+    """Return ln L of the point and the scale of its error."""
+    additive, line = (math.log(loss) for loss in bracket.losses(target))
+    point = weight * additive + (1 - weight) * line
+    drop = max(math.log(bracket.rungs[-1].loss) - point, 0.0) * (1.0 if is_tested else UNTESTED_DROP)
+    spread = abs(additive - line) * math.sqrt(weight * (1 - weight))
+    noise = max(seed_sd, bracket.fit.noise_sd)
+    return point, float(LEARNT.scale(*(np.array(part) for part in (drop, spread, noise))))
 
 
-def _back_tests(bracket: Bracket, *, seed_sd: float, draws: int, seed: int) -> tuple[BackTest, ...]:
-    """Hide the top rung (and the top two of four or more) and predict its optimum and each of its runs."""
+def _is_tested(all_rungs: Sequence[RungOptimum], first: int, seed_sd: float) -> bool:
+    """Say whether the slope was seen to hold or to flatten at the top of three rungs or more."""
+    return len(all_rungs) - first >= 3 and not steepens(all_rungs, len(all_rungs) - 3, seed_sd)
+
+
+def _back_tests(bracket: Bracket, *, seed_sd: float) -> tuple[tuple[BackTest, ...], list[float]]:
+    """Hide the top rung (and the top two of four or more) and predict its optimum and each of its runs.
+
+    Returns:
+        The tests, and the square of error / scale of each optimum.
+    """
     ladder = bracket.ladder
     top = bracket.rungs[-1]
     asked = [("optimum", Target(params=top.params, tokens=top.tokens, flops=top.flops), top.loss)]
@@ -230,27 +244,32 @@ def _back_tests(bracket: Bracket, *, seed_sd: float, draws: int, seed: int) -> t
         at = Target(params=float(ladder.params[run]), tokens=float(ladder.tokens[run]), flops=float(ladder.flops[run]))
         asked.append(("run", at, float(ladder.loss[run])))
     tests: list[BackTest] = []
+    squares: list[float] = []
     for hidden in (1, 2) if ladder.n_rungs >= 4 else (1,):
         seen = ladder.n_rungs - hidden
         if seen < 2:
             break
         lower = fit_bracket(ladder.keep(0, seen), seed_sd=seed_sd)
-        resamples = resample(lower, seed_sd=seed_sd, draws=draws, seed=seed)
         for kind, at, actual in asked:
-            point, low, high, _ = _band(lower, resamples, at, seed_sd, _additive_weight(lower.rungs))
+            point, scale = _point(
+                lower, at, seed_sd, _additive_weight(lower.rungs), is_tested=_is_tested(lower.rungs, 0, seed_sd)
+            )
+            half = LEARNT.quantile(LEVEL) * scale
             tests.append(
                 BackTest(
                     kind=kind,
                     params=at.params,
                     flops=at.flops,
                     step=at.flops / lower.rungs[-1].flops,
-                    predicted=point,
-                    low=low,
-                    high=high,
+                    predicted=math.exp(point),
+                    low=math.exp(point - half),
+                    high=math.exp(point + half),
                     actual=actual,
                 )
             )
-    return tuple(tests)
+            if kind == "optimum":
+                squares.append(min(((point - math.log(actual)) / scale) ** 2, _LARGEST_SQUARE))
+    return tuple(tests), squares
 
 
 def _pre_asymptotic(rungs: Sequence[RungOptimum], seed_sd: float) -> int:
@@ -262,7 +281,7 @@ def _pre_asymptotic(rungs: Sequence[RungOptimum], seed_sd: float) -> int:
 
 
 def _doubts(
-    bracket: Bracket, all_rungs: Sequence[RungOptimum], target: Target, widening: float, seed_sd: float
+    bracket: Bracket, all_rungs: Sequence[RungOptimum], target: Target, squares: Sequence[float], seed_sd: float
 ) -> tuple[str, ...]:
     """Say why the ladder does not carry a forecast, each with the way out; empty where it does."""
     doubts: list[str] = []
@@ -279,10 +298,10 @@ def _doubts(
         doubts.append(
             f"the best size of the top rung is at the {edge} edge of the sizes tried; add a {_BEYOND[edge]} size there"
         )
-    if widening > _LARGEST_BACKTEST_WIDENING:
+    if squares and sum(squares) > _FAILED_SQUARE * len(squares):
         doubts.append(
-            f"with the top rungs hidden their loss falls outside the band, by {100 * widening:.1f} % at the target's "
-            "distance; look for a badly trained rung, or add one nearer to the target"
+            f"with the top rungs hidden their loss is missed {math.sqrt(sum(squares) / len(squares)):.1f} times as far "
+            "as in public sweeps; look for a badly trained rung, or add one nearer to the target"
         )
     if target.flops > _LARGEST_STEP * top.flops:
         doubts.append(
@@ -314,7 +333,7 @@ def _edge(ladder: Ladder, top: RungOptimum, seed_sd: float) -> str | None:
     return None
 
 
-def _remarks(whole: Ladder, first: int, tests: Sequence[BackTest], widening: float) -> tuple[str, ...]:
+def _remarks(whole: Ladder, first: int, tests: Sequence[BackTest], ratio: float) -> tuple[str, ...]:
     remarks: list[str] = []
     if first:
         remarks.append(
@@ -323,8 +342,9 @@ def _remarks(whole: Ladder, first: int, tests: Sequence[BackTest], widening: flo
         )
     if not tests:
         remarks.append(
-            f"two rungs leave nothing to back-test; the band is at least {100 * _NO_BACKTEST_HALF_WIDTH:.0f} % each way"
+            "two rungs leave nothing to back-test and do not show how the slope changes: its share of the band is "
+            "doubled; add a rung"
         )
-    if widening > 0:
-        remarks.append(f"widened by {100 * widening:.2f} % each way: the back-test fell outside its own band")
+    if ratio > _SAID_RATIO:
+        remarks.append(f"widened by a factor {ratio:.2f}: the back-tests missed by more than those of public sweeps")
     return tuple(remarks)

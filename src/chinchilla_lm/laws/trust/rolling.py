@@ -22,7 +22,7 @@ from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.table import RunTable
 from chinchilla_lm.laws.trust.bracket import Run, Target
 from chinchilla_lm.laws.trust.calibration import Extrapolation, extrapolate
-from chinchilla_lm.laws.trust.cuts import Answers, choose_cuts
+from chinchilla_lm.laws.trust.cuts import choose_cuts
 from chinchilla_lm.laws.trust.forecast import Forecast, forecast
 from chinchilla_lm.laws.trust.inflation import LEARNT, Inflation
 
@@ -38,6 +38,7 @@ class Hindcast:
     Attributes:
         cut_flops: largest compute that was seen.
         n_seen: runs at or below it.
+        n_backtests: lower cuts that told the table's own errors.
         params: N of the hidden run.
         tokens: D of it.
         decades: log10 of its C over the cut.
@@ -52,6 +53,7 @@ class Hindcast:
 
     cut_flops: float
     n_seen: int
+    n_backtests: int
     params: float
     tokens: float
     decades: float
@@ -132,9 +134,52 @@ def rolling_origin(
     if not len(cuts):
         return ()
     made = extrapolate(table, cut_flops=cuts.tolist(), inflation=inflation)
+    return hindcasts(made, level=level, nearest=nearest, farthest=farthest)
+
+
+def hindcasts(
+    made: Extrapolation, *, level: float = 0.9, nearest: float = NEAREST, farthest: float = FARTHEST
+) -> tuple[Hindcast, ...]:
+    """Let every cut of a prepared table predict the runs of `nearest` to `farthest` times its compute.
+
+    Args:
+        made: the table, with its cuts.
+        level: of both intervals, in (0, 1).
+        nearest: least compute of a hidden run over its cut's.
+        farthest: most.
+
+    Returns:
+        The hindcasts, cut by cut.
+    """
     runs = made.fits.table
     answers = made.fits.ask(runs.params, runs.tokens, runs.flops)
-    return _hindcasts(made, answers, level, (nearest, farthest))
+    half = made.half_widths(answers, level)
+    raw_half = NormalDist().inv_cdf(0.5 + level / 2) * answers.raw_sd
+    found: list[Hindcast] = []
+    for cut, cut_flops in enumerate(made.fits.cut_flops_k.tolist()):
+        n_seen = int((runs.flops <= cut_flops * 1.0001).sum())
+        ratio = runs.flops / cut_flops
+        for run in np.flatnonzero((ratio >= nearest * 0.99) & (ratio <= farthest * 1.01)).tolist():
+            point, raw = float(answers.point[cut, run]), float(answers.raw[cut, run])
+            width, raw_width = float(half[cut, run]), float(raw_half[cut, run])
+            found.append(
+                Hindcast(
+                    cut_flops=cut_flops,
+                    n_seen=n_seen,
+                    n_backtests=int(made.own.n_tests_k[cut]),
+                    params=float(runs.params[run]),
+                    tokens=float(runs.tokens[run]),
+                    decades=float(answers.decades[cut, run]),
+                    predicted=math.exp(point),
+                    actual=float(runs.loss[run]),
+                    low=math.exp(point - width),
+                    high=math.exp(point + width),
+                    raw_predicted=math.exp(raw),
+                    raw_low=math.exp(raw - raw_width),
+                    raw_high=math.exp(raw + raw_width),
+                )
+            )
+    return tuple(found)
 
 
 def predict_largest(table: RunTable, *, delta: float = 1e-3) -> RollingTest | None:
@@ -189,34 +234,3 @@ def forecast_optimum(table: RunTable, law: AdditiveLaw, flops: float) -> Forecas
         )
     ]
     return forecast(runs, Target(params=params, tokens=tokens, flops=flops))
-
-
-def _hindcasts(
-    made: Extrapolation, answers: Answers, level: float, range_: tuple[float, float]
-) -> tuple[Hindcast, ...]:
-    runs = made.fits.table
-    half = made.half_widths(answers, level)
-    raw_half = NormalDist().inv_cdf(0.5 + level / 2) * answers.raw_sd
-    hindcasts: list[Hindcast] = []
-    for cut, cut_flops in enumerate(made.fits.cut_flops_k.tolist()):
-        n_seen = int((runs.flops <= cut_flops * 1.0001).sum())
-        ratio = runs.flops / cut_flops
-        for run in np.flatnonzero((ratio >= range_[0] * 0.99) & (ratio <= range_[1] * 1.01)).tolist():
-            point, raw = float(answers.point[cut, run]), float(answers.raw[cut, run])
-            hindcasts.append(
-                Hindcast(
-                    cut_flops=cut_flops,
-                    n_seen=n_seen,
-                    params=float(runs.params[run]),
-                    tokens=float(runs.tokens[run]),
-                    decades=float(answers.decades[cut, run]),
-                    predicted=math.exp(point),
-                    actual=float(runs.loss[run]),
-                    low=math.exp(point - float(half[cut, run])),
-                    high=math.exp(point + float(half[cut, run])),
-                    raw_predicted=math.exp(raw),
-                    raw_low=math.exp(raw - float(raw_half[cut, run])),
-                    raw_high=math.exp(raw + float(raw_half[cut, run])),
-                )
-            )
-    return tuple(hindcasts)
