@@ -1,0 +1,330 @@
+"""The scheduler: many requests share one engine, in one worker thread that decodes all running texts at once.
+
+Each round of the worker drops what was cancelled, gives free slots to waiting choices, fills prompts (at most
+PREFILL_TOKENS a round, so that a long prompt does not stop the others' text), and adds one token to every running text.
+A text leaves its slot when it ends and another enters at once (continuous batching: Yu et al. 2022, Orca, section 3.1).
+What a slot has read stays there: the next prompt that begins with the same tokens does not read them again.
+
+A request's output does not depend on the others: each choice has its own random numbers, and the engine's rows are
+independent. A request that fails ends with its error; the others go on. Never speaks HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, replace
+
+import torch
+from tokenizers import Tokenizer
+
+from chinchilla_lm.core.errors import ConfigError, ModelError
+from chinchilla_lm.generate.engine import Engine, end_of_text_ids
+from chinchilla_lm.generate.request import QueueFull, Request
+from chinchilla_lm.generate.sequence import TextSequence
+from chinchilla_lm.generate.slots import Lane, Running, choose_slot
+from chinchilla_lm.generate.ticket import Ticket
+
+PREFILL_TOKENS = 256
+"""Prompt tokens read between two tokens of the running texts: about as long as a dozen decoding steps on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Counts since the start; `running`, `waiting` and `slots_busy` are of this moment.
+
+    Attributes:
+        running, waiting: choices in slots, and choices not yet there.
+        slots, slots_busy: of the engine.
+        accepted, rejected: requests submitted, and requests refused because the line was full.
+        finished, cancelled, failed: requests that ended so.
+        prompt_tokens: tokens of admitted prompts, of which `prompt_tokens_reused` were in a cache already.
+        tokens_generated: tokens chosen, end-of-text tokens included.
+        decode_steps, decode_rows: forward passes of decoding, and their rows in sum.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+    slots_busy: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    prompt_tokens_reused: int = 0
+    tokens_generated: int = 0
+    decode_steps: int = 0
+    decode_rows: int = 0
+
+
+class Scheduler:
+    """Runs requests on an engine, several at a time. All public methods may be called from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        queue_limit: int = 64,
+        stop_ids: tuple[int, ...] | None = None,
+    ) -> None:
+        """Start the worker thread.
+
+        Args:
+            engine: used by the worker alone from now on.
+            tokenizer: of the engine's model.
+            queue_limit: most requests that wait for a slot, >= 0; more are refused.
+            stop_ids: tokens that end a text if a request names none; None takes the tokenizer's end-of-text token.
+        """
+        if queue_limit < 0:
+            raise ConfigError(f"queue_limit must be >= 0, got {queue_limit}; 64 lets as many requests wait")
+        self._engine, self._tokenizer, self._queue_limit = engine, tokenizer, queue_limit
+        self._stop_ids = end_of_text_ids(tokenizer) if stop_ids is None else stop_ids
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[Ticket, deque[TextSequence]]] = deque()
+        self._running: list[Running] = []
+        self._free = deque(range(engine.slots))  # the longest unused first
+        self._counts = Statistics(slots=engine.slots)
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._work, name="chinchilla-scheduler", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Ticket:
+        """Put a request in line.
+
+        Raises:
+            QueueFull: the line is full, or the scheduler is closing.
+            ModelError: the prompt does not fit the engine.
+            ConfigError: a token is outside the vocabulary, or the constraint cannot be enforced.
+        """
+        room = self._room(request)
+        sequences = [
+            TextSequence(request, index, self._tokenizer, vocab=self._engine.vocab, room=room, stop_ids=self._stop_ids)
+            for index in range(request.choices)
+        ]
+        ticket = Ticket(request, sequences, self._wake)
+        with self._changed:
+            if self._is_closing:
+                raise QueueFull("the server is shutting down and takes no more requests; try another, or later")
+            if len(self._waiting) >= self._queue_limit + len(self._free):
+                self._count(rejected=1)
+                raise QueueFull(f"{len(self._waiting)} requests wait already, which is the limit; try again later")
+            self._count(accepted=1)
+            self._waiting.append((ticket, deque(sequences)))
+            self._changed.notify()
+        return ticket
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more requests, wait for those accepted, end the worker; what has not finished in time is cancelled.
+
+        Returns:
+            Whether all finished in time.
+        """
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return True
+        with self._changed:
+            for ticket in self._tickets():
+                ticket.is_cancelled = True
+        self._thread.join()
+        return False
+
+    def statistics(self) -> Statistics:
+        """Return the counts as they are now."""
+        with self._changed:
+            return replace(
+                self._counts,
+                running=len(self._running),
+                waiting=sum(len(sequences) for _, sequences in self._waiting),
+                slots_busy=self._engine.slots - len(self._free),
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        """The worker runs; False after `drain`, or if a bug of ours ended it."""
+        return self._thread.is_alive()
+
+    def _room(self, request: Request) -> int:
+        """Tokens that fit after the longest of the request's prompts."""
+        prompts = [request.prompt_ids, *([request.guidance.prompt_ids] if request.guidance else [])]
+        if len(prompts) > self._engine.slots:
+            raise ConfigError("guidance needs 2 slots and the engine has 1; start it with more, or leave guidance out")
+        for token in (token for prompt in prompts for token in prompt):
+            if not 0 <= token < self._engine.vocab:
+                raise ConfigError(f"token {token} must be in [0, {self._engine.vocab}), the vocabulary; correct the id")
+        longest, capacity = max(map(len, prompts)), self._engine.capacity
+        if longest > capacity - min(1, request.max_tokens):
+            raise ModelError(
+                f"the prompt has {longest} tokens and the model's context is {capacity}: shorten the prompt to at most "
+                f"{capacity - 1} tokens"
+            )
+        return capacity - longest
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _tickets(self) -> list[Ticket]:
+        return [*(ticket for ticket, _ in self._waiting), *(running.ticket for running in self._running)]
+
+    def _count(self, **more: int) -> None:
+        """Add to counters; the lock is held."""
+        self._counts = replace(self._counts, **{name: getattr(self._counts, name) + more[name] for name in more})
+
+    # The worker's side: only its thread calls what follows.
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._drop_cancelled()
+                self._admit()
+                self._prefill()
+                self._decode()
+        except BaseException as error:  # a bug of ours: nobody shall wait for ever
+            with self._changed:
+                self._is_closing = True
+                for ticket in self._tickets():
+                    ticket.fail(ModelError(f"the scheduler stopped: {error!r}; restart it and report this"))
+            raise
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._running or self._is_closing)
+            return bool(self._waiting or self._running)
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            kept: deque[tuple[Ticket, deque[TextSequence]]] = deque()
+            dropped = [running for running in self._running if running.ticket.is_cancelled]
+            waiting = [(ticket, sequence) for ticket, line in self._waiting for sequence in line if ticket.is_cancelled]
+            kept.extend((ticket, line) for ticket, line in self._waiting if not ticket.is_cancelled)
+            self._waiting = kept
+            for running in dropped:
+                self._release(running)
+        for ticket, sequence in [*((running.ticket, running.sequence) for running in dropped), *waiting]:
+            self._publish_end(ticket, sequence)
+
+    def _publish_end(self, ticket: Ticket, sequence: TextSequence) -> None:
+        if not ticket.is_finished:
+            ticket.publish(sequence, sequence.cancel())
+            if ticket.is_finished:
+                with self._changed:
+                    self._count(cancelled=1)
+
+    def _admit(self) -> None:
+        """Give free slots to waiting choices: requests in the order they came, one choice of each in turn."""
+        with self._changed:
+            while self._waiting:
+                ticket, line = self._waiting[0]
+                request = ticket.request
+                prompts = [request.prompt_ids, *([request.guidance.prompt_ids] if request.guidance else [])]
+                if len(prompts) > len(self._free):
+                    break
+                self._waiting.popleft()
+                sequence = line.popleft()
+                if line:
+                    self._waiting.append((ticket, line))
+                lanes = [self._open_lane(prompt, is_scored=sequence.needs_prompt_logprobs) for prompt in prompts]
+                self._running.append(Running(ticket, sequence, lanes))
+
+    def _open_lane(self, prompt_ids: tuple[int, ...], *, is_scored: bool) -> Lane:
+        slot, shared = choose_slot(self._engine, self._free, prompt_ids)
+        self._free.remove(slot)
+        reused = 0 if is_scored else min(shared, len(prompt_ids) - 1)
+        self._count(prompt_tokens=len(prompt_ids), prompt_tokens_reused=reused)
+        return Lane(slot, prompt_ids, filled=reused)
+
+    def _prefill(self) -> None:
+        budget = PREFILL_TOKENS
+        for running in list(self._running):
+            if running.is_prefilled or running.ticket.is_finished:  # finished: another choice of it failed just now
+                continue
+            try:
+                while budget > 0 and not running.is_prefilled:
+                    budget -= running.prefill(self._engine, budget)
+                if running.is_prefilled:
+                    event = running.begin()
+                    if event is not None:
+                        running.ticket.publish(running.sequence, event)
+                    self._advance(running)
+            except Exception as error:  # whatever it is, it is this request's: the others go on
+                self._fail(running, error)
+            if budget <= 0:
+                return
+
+    def _decode(self) -> None:
+        """Add one token to every text whose prompt is read."""
+        ready = [running for running in self._running if running.is_prefilled]
+        lanes = [(lane, running.sequence.token_ids[-1]) for running in ready for lane in running.lanes]
+        if not lanes:
+            return
+        with self._changed:
+            self._count(decode_steps=1, decode_rows=len(lanes))
+        lengths = [self._engine.length(lane.slot) for lane, _ in lanes]
+        try:
+            logits_bv = self._engine.decode([lane.slot for lane, _ in lanes], [token for _, token in lanes])
+        except Exception:  # one text's fault (a nan) must not end the others: each alone
+            for (lane, _), length in zip(lanes, lengths, strict=True):
+                self._engine.truncate(lane.slot, length)
+            for running in ready:
+                self._decode_alone(running)
+            return
+        for (lane, _), logits_v in zip(lanes, logits_bv, strict=True):
+            lane.logits_v = logits_v
+        for running in ready:
+            self._try_advance(running)
+
+    def _decode_alone(self, running: Running) -> None:
+        if running.ticket.is_finished:
+            return
+        try:
+            for lane in running.lanes:
+                lane.logits_v = self._engine.decode([lane.slot], [running.sequence.token_ids[-1]])[0]
+        except Exception as error:  # see _decode
+            self._fail(running, error)
+        else:
+            self._try_advance(running)
+
+    def _try_advance(self, running: Running) -> None:
+        if running.ticket.is_finished:  # another choice of it failed just now
+            return
+        try:
+            self._advance(running)
+        except Exception as error:  # see _prefill
+            self._fail(running, error)
+
+    def _advance(self, running: Running) -> None:
+        """Choose the next token, pass on its text, and free the slots after the last."""
+        if running.sequence.finish_reason is None:
+            event = running.advance()
+            with self._changed:
+                self._count(tokens_generated=1)
+            if event is not None:
+                running.ticket.publish(running.sequence, event)
+        if running.sequence.finish_reason is not None:
+            with self._changed:
+                self._release(running)
+                if running.ticket.is_finished:
+                    self._count(finished=1)
+
+    def _fail(self, running: Running, error: Exception) -> None:
+        """End the whole request with its error; its other choices are dropped."""
+        running.ticket.fail(error)
+        with self._changed:
+            self._count(failed=1)
+            self._waiting = deque(entry for entry in self._waiting if entry[0] is not running.ticket)
+            for other in [other for other in self._running if other.ticket is running.ticket]:
+                for lane in other.lanes:
+                    self._engine.clear(lane.slot)
+                self._release(other)
+
+    def _release(self, running: Running) -> None:
+        """Give its slots back, with what they hold; the lock is held."""
+        self._running.remove(running)
+        self._free.extend(lane.slot for lane in running.lanes)

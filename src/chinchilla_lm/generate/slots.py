@@ -1,0 +1,110 @@
+"""A sequence in slots of the engine: filling its prompt part by part, and decoding its next token.
+
+A sequence has one lane (a prompt in a slot), or two if a second prompt steers it; all lanes get the same new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from chinchilla_lm.generate.engine import Engine
+from chinchilla_lm.generate.request import Event, Guidance, TokenLogprob
+from chinchilla_lm.generate.sequence import TextSequence, token_logprobs
+from chinchilla_lm.generate.ticket import Ticket
+
+SCORED_TOKENS = 128
+"""Prompt tokens whose logits exist at once when a prompt is scored: 25 MB at a vocabulary of 49,152."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """A prompt in a slot: `filled` of its tokens are in the cache; `logits_v` follow the last token."""
+
+    slot: int
+    prompt_ids: tuple[int, ...]
+    filled: int = 0
+    logits_v: torch.Tensor | None = None
+
+
+@dataclass(eq=False)
+class Running:
+    """A sequence that holds slots."""
+
+    ticket: Ticket
+    sequence: TextSequence
+    lanes: list[Lane]
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Every prompt is in the cache: decoding may begin."""
+        return all(lane.filled == len(lane.prompt_ids) for lane in self.lanes)
+
+    def prefill(self, engine: Engine, budget: int) -> int:
+        """Fill at most `budget` more tokens of the first unfilled lane; return how many."""
+        lane = next(lane for lane in self.lanes if lane.filled < len(lane.prompt_ids))
+        if lane is self.lanes[0] and self.sequence.needs_prompt_logprobs:
+            return self._score_prompt(engine, lane, budget)
+        end = min(lane.filled + budget, len(lane.prompt_ids))
+        lane.logits_v = engine.prefill(lane.slot, list(lane.prompt_ids[:end]))
+        done, lane.filled = end - lane.filled, end
+        return done
+
+    def begin(self) -> Event | None:
+        """Return the echo, if one is wanted."""
+        return self.sequence.start(self.prompt_logprobs)
+
+    def advance(self) -> Event | None:
+        """Choose the next token from the lanes' logits."""
+        logits_v = self.lanes[0].logits_v
+        assert logits_v is not None
+        guidance = self.sequence.request.guidance
+        if guidance is None:
+            return self.sequence.advance(logits_v)
+        second_v = self.lanes[1].logits_v
+        assert second_v is not None
+        return self.sequence.advance(logits_v, steer(logits_v, second_v, guidance))
+
+    def _score_prompt(self, engine: Engine, lane: Lane, budget: int) -> int:
+        # Every position's logits are needed, so nothing of the cache is reused.
+        if lane.filled == 0:
+            engine.clear(lane.slot)
+            self.prompt_logprobs.append(TokenLogprob(token=lane.prompt_ids[0], logprob=None))
+        start, end = lane.filled, min(lane.filled + min(budget, SCORED_TOKENS), len(lane.prompt_ids))
+        logits_tv = engine.extend(lane.slot, list(lane.prompt_ids[start:end]))
+        targets = lane.prompt_ids[start + 1 : end + 1]
+        count = self.sequence.request.logprobs or 0
+        self.prompt_logprobs += token_logprobs(logits_tv[: len(targets)], targets, count)
+        lane.filled, lane.logits_v = end, logits_tv[-1]
+        return end - start
+
+
+def steer(logits_v: torch.Tensor, second_v: torch.Tensor, guidance: Guidance) -> torch.Tensor:
+    """Return log-probabilities moved away from those of the second prompt; see `Guidance`."""
+    first_v, second_v = logits_v.float().log_softmax(-1), second_v.float().log_softmax(-1)
+    return guidance.scale * (first_v - second_v) + second_v
+
+
+def choose_slot(engine: Engine, free: Iterable[int], prompt_ids: Sequence[int]) -> tuple[int, int]:
+    """Choose the free slot whose cache shares the longest prefix; of equals, the first.
+
+    Args:
+        engine: holds the caches.
+        free: slots, the longest unused first.
+        prompt_ids: what is to be filled in.
+
+    Returns:
+        The slot, and the number of tokens shared.
+    """
+    shared = {slot: shared_prefix(engine.tokens(slot), prompt_ids) for slot in free}
+    slot = max(shared, key=lambda slot: shared[slot])
+    return slot, shared[slot]
+
+
+def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many first tokens are the same."""
+    length = min(len(left), len(right))
+    return next((place for place in range(length) if left[place] != right[place]), length)

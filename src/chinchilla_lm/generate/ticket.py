@@ -1,0 +1,142 @@
+"""What a caller holds of a submitted request: its events, in threads or in asyncio, and the right to cancel.
+
+The scheduler's worker publishes; any other thread reads. Never runs a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+
+from chinchilla_lm.generate.request import Choice, Event, Request, join_events
+from chinchilla_lm.generate.sequence import TextSequence
+
+
+class Ticket:
+    """A request in the scheduler's hands. Read its events once, in one place.
+
+    Attributes:
+        request: what was asked.
+        sequences: its choices in progress.
+    """
+
+    def __init__(self, request: Request, sequences: list[TextSequence], wake_scheduler: Callable[[], None]) -> None:
+        """Made by `Scheduler.submit`."""
+        self.request, self.sequences = request, sequences
+        self.is_cancelled = False
+        self._wake_scheduler = wake_scheduler
+        self._changed = threading.Condition()
+        self._events: deque[Event] = deque()
+        self._withheld: list[list[Event]] = [[] for _ in sequences]
+        self._unfinished = len(sequences)
+        self._error: Exception | None = None
+        self._listener: Callable[[], None] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Every choice has had its last event, or the request failed."""
+        return self._unfinished == 0 or self._error is not None
+
+    def cancel(self) -> None:
+        """End the request soon; its choices end with the reason "cancelled". May be called from any thread, again."""
+        self.is_cancelled = True
+        self._wake_scheduler()
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events as they come; leaving the iteration early cancels the request.
+
+        Raises:
+            ChinchillaError: what made the request fail.
+        """
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._events or self.is_finished)
+                    if not self._events:
+                        break
+                    event = self._events.popleft()
+                yield event
+        finally:
+            if not self.is_finished:
+                self.cancel()
+        if self._error is not None:
+            raise self._error
+
+    async def aevents(self) -> AsyncIterator[Event]:
+        """`events` for asyncio; closing it (a client that left) cancels the request."""
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def listen() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        self._listener = listen
+        try:
+            while True:
+                news.clear()
+                with self._changed:
+                    is_finished, events = self.is_finished, tuple(self._events)
+                    self._events.clear()
+                for event in events:
+                    yield event
+                if is_finished:
+                    break
+                await news.wait()
+        finally:
+            self._listener = None
+            if not self.is_finished:
+                self.cancel()
+        if self._error is not None:
+            raise self._error
+
+    def result(self) -> list[Choice]:
+        """Wait for the end; return the n choices.
+
+        Raises:
+            ChinchillaError: what made the request fail.
+        """
+        return join_events(self.events())
+
+    def publish(self, sequence: TextSequence, event: Event) -> None:
+        """For the worker: pass on an event, or keep it until the best choices are known."""
+        with self._changed:
+            if self.request.choices > self.request.n:
+                self._withheld[sequence.index].append(event)
+            else:
+                self._events.append(event)
+            if event.finish_reason is not None:
+                self._unfinished -= 1
+                if self._unfinished == 0 and self.request.choices > self.request.n:
+                    self._events.extend(self._best_choices())
+            self._tell()
+
+    def fail(self, error: Exception) -> None:
+        """For the worker: the request ends with an error."""
+        with self._changed:
+            self._error = error
+            self._tell()
+
+    def _best_choices(self) -> list[Event]:
+        ranked = sorted(self.sequences, key=lambda sequence: (-sequence.mean_logprob, sequence.index))
+        best = [join_events(self._withheld[sequence.index])[0] for sequence in ranked[: self.request.n]]
+        return [
+            Event(
+                index=index,
+                text=choice.text,
+                token_ids=choice.token_ids,
+                logprobs=choice.logprobs,
+                finish_reason=choice.finish_reason,
+                is_echo=self.request.echo,
+            )
+            for index, choice in enumerate(replace(choice, index=place) for place, choice in enumerate(best))
+        ]
+
+    def _tell(self) -> None:
+        self._changed.notify_all()
+        if self._listener is not None:
+            try:
+                self._listener()
+            except RuntimeError:  # the reader's event loop is closed: nobody will read on
+                self.is_cancelled = True
