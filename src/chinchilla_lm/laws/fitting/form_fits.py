@@ -1,8 +1,8 @@
 """Runs -> law for every form: robust least squares of ln L from several starts, stopped by the gradient.
 
-Forms: additive, coupled, kaplan, overtraining (Gadre's four constants), repetition (the half-lives, with the law of
-fresh text free or held), and allocation (a line through finished optima). `fitting.additive` is the reference for the
-additive law (bootstraps, prior on the exponents); here it is one of the family, so that forms compare like with like.
+Forms: additive, coupled, kaplan, overtraining (Gadre's four constants) and repetition (the half-lives, with the law of
+fresh text free or held); a line through finished optima is `allocation_fit`. `fitting.additive` is the reference for
+the additive law (intervals, prior); here it is one of the family, so that forms compare like with like.
 
 Symbols: n runs with N `params`, D `tokens`, U `unique_tokens`, L `loss` (nats per token); r = ln L(N, D) - ln L.
 It refuses runs that are no numbers, and never reads files or draws.
