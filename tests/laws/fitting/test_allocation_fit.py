@@ -30,7 +30,7 @@ def test_table_3_gives_approach_1():
     fit = fit_allocation(np.array(list(TABLE_3.values())), np.array(list(TABLE_3)))
     assert fit.law.a == pytest.approx(0.4981, abs=5e-5)
     assert fit.law.coefficient == pytest.approx(0.0992, abs=5e-5)
-    assert np.abs(np.expm1(fit.residuals)).max() < 0.012
+    assert round(100 * np.abs(np.expm1(fit.residuals)).max(), 1) == 1.2  # the largest, at 67B
 
 
 PUBLISHED = {
