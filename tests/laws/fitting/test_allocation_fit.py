@@ -69,7 +69,7 @@ def test_the_interval_is_that_of_a_regression():
 @pytest.mark.parametrize(
     ("flops", "params", "words"),
     [
-        ([1e18, 1e19], [1e8, 3e8], "three at least"),
+        ([1e18, 1e19], [1e8, 3e8], "three or more"),
         ([1e18, 1.1e18, 1.2e18], [1e8, 1e8, 1e8], "factor 2"),
         ([1e18, 1e19, 1e20], [1e8, -1.0, 1e9], "params of an optimum"),
         ([1e18, 1e19, 1e20], [1e9, 5e8, 1e8], "check how params"),

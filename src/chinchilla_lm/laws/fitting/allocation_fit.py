@@ -84,7 +84,7 @@ def fit_allocation(
     if len(columns[0]) < _FEWEST or np.ptp(np.log(columns[0])) < np.log(2):
         factor = float(columns[0].max() / columns[0].min())
         raise FitError(
-            f"{len(columns[0])} optima within a factor {factor:.3g} of compute carry no line; give three at least, over "
+            f"{len(columns[0])} optima within a factor {factor:.3g} of compute carry no line; give three or more, over "
             "a factor 2"
         )
     x = np.log(columns[0])
