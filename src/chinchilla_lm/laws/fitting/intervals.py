@@ -43,8 +43,8 @@ class ParameterIntervals:
         method: that made them; of a bootstrap its scheme and correction.
         level: chance that each is meant to hold the truth if the form is right.
         estimates: of each quantity: E, A, B, alpha, beta, a, b, and params@C, tokens@C, loss@C for each compute asked.
-        ranges: interval and standard error of each; an end may be infinite, or 0 where the quantity is positive: the
-            runs set no limit there.
+        ranges: interval and standard error of each. An end at infinity, at 0 or (of a and b) at 1 says that the runs
+            set no limit there.
         warnings: what a reader must know, one sentence each.
     """
 
@@ -251,7 +251,11 @@ def _warnings(fit: Fit, spread: Spread, method: Method, ranges: Mapping[str, Int
             f"only {inside:.0f} runs lie within delta={fit.delta:.2g} of the law, so the curvature there is a guess; "
             "let delta scale to the noise, or bootstrap"
         )
-    endless = [name for name, range_ in ranges.items() if not math.isfinite(range_.high) or range_.low == 0]
+    endless = [
+        name
+        for name, range_ in ranges.items()
+        if not math.isfinite(range_.high) or range_.low == 0 or (name in ("a", "b") and range_.high == 1)
+    ]
     if endless:
         warnings.append(
             f"the runs set no limit to {', '.join(endless)} on one side; add runs of other sizes and lengths, "

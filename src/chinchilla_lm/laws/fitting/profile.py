@@ -17,7 +17,7 @@ from chinchilla_lm.laws.fitting.solver import Problem, derivatives, objective
 from chinchilla_lm.laws.forms.law import Floats
 
 _PULL = 20.0  # stiffness of the pull over the profile's own curvature: refits land within 5 % of the goal
-_ROUNDS = 7  # of moving the goal; two or three suffice where the valley is regular
+_ROUNDS = 16  # of moving the goal; two or three suffice where the valley is regular
 _CLOSE = 0.03  # of |z|: what is left is interpolated between two points, which is then exact to 1e-3
 _STEPS = 40  # of one refit
 _ENOUGH = 1e-7  # of the sum: a refit that can gain no more moves |z| by less than 1e-4
@@ -41,43 +41,58 @@ def profile_ends(
         (low, high), each of shape (Q,); -inf and inf where a side has no end.
     """
     count = len(errors_q)
-    which_k = np.tile(np.arange(count), 2)
-    side_k = np.repeat([-1.0, 1.0], count)
+    which_k, side_k = np.tile(np.arange(count), 2), np.repeat([-1.0, 1.0], count)
     error_k = np.maximum(errors_q[which_k], 1e-12)
     estimate_k = quantities.values(theta[None])[0][which_k]
     least = float(objective(theta[None], problem)[0])
     stiffness_k = _PULL * deviance_scale / error_k**2
     theta_k5 = np.tile(theta, (2 * count, 1))
-    # Points of each row's curve of offsets (in se) against z; (0, 0) is the fit itself.
-    offsets, heights = [np.zeros(2 * count)], [np.zeros(2 * count)]
-    aim = np.full(2 * count, quantile)
+    goal_k = np.full(2 * count, quantile * (1 + 1 / _PULL))  # in standard errors from the estimate
+    # The nearest points known on either side of the quantile: goal, offset reached (both in se), z.
+    inner, outer = np.zeros((3, 2 * count)), np.full((3, 2 * count), np.inf)
+    busy = np.arange(2 * count)
     for _ in range(_ROUNDS):
-        goal_k = estimate_k + side_k * error_k * aim * (1 + 1 / _PULL)
-        theta_k5 = _pulled(theta_k5, problem, (quantities, which_k, goal_k, stiffness_k))
-        reached = quantities.values(theta_k5)[np.arange(2 * count), which_k]
-        rise = np.maximum(objective(theta_k5, problem) - least, 0.0)
-        offsets.append(side_k * (reached - estimate_k) / error_k)
-        heights.append(np.sqrt(2 * rise / deviance_scale))
-        if np.all((np.abs(heights[-1] - quantile) < _CLOSE * quantile) | (offsets[-1] > _FAR)):
+        pull = (quantities, which_k[busy], (estimate_k + side_k * error_k * goal_k)[busy], stiffness_k[busy])
+        theta_k5[busy] = _pulled(theta_k5[busy], problem, pull)
+        reached = quantities.values(theta_k5[busy])[np.arange(len(busy)), which_k[busy]]
+        rise = np.maximum(objective(theta_k5[busy], problem) - least, 0.0)
+        offset = side_k[busy] * (reached - estimate_k[busy]) / error_k[busy]
+        point = np.stack([goal_k[busy], offset, np.sqrt(2 * rise / deviance_scale)])
+        beyond = point[2] >= quantile
+        inner[:, busy[~beyond]], outer[:, busy[beyond]] = point[:, ~beyond], point[:, beyond]
+        goal_k[busy] = _next_goal(inner[:, busy], outer[:, busy], quantile)
+        done = (np.abs(point[2] - quantile) < _CLOSE * quantile) | (offset > _FAR)
+        busy = busy[~done]
+        if not len(busy):
             break
-        aim = np.clip(_inverse(offsets, heights, quantile), 0.2 * quantile, 1.2 * _FAR)
-    end = _inverse(offsets, heights, quantile)
-    open_k = (end > _FAR) | (np.abs(heights[-1] - quantile) > 0.1 * quantile)
-    ends = np.where(open_k, side_k * np.inf, estimate_k + side_k * error_k * end)
+    ends = np.where(_is_open(inner, outer, quantile), np.inf, _end(inner, outer, quantile))
+    ends = estimate_k + side_k * error_k * ends
     return ends[:count], ends[count:]
 
 
-def _inverse(offsets: list[Floats], heights: list[Floats], quantile: float) -> Floats:
-    """Interpolate the offset at z = quantile between the two known points nearest to it, or beyond the last."""
-    height, offset = np.stack(heights), np.stack(offsets)
-    nearest = np.argsort(np.abs(height - quantile), axis=0, kind="stable")
-    columns = np.arange(len(heights[0]))
-    first, second = nearest[0], nearest[1]
-    rise = height[first, columns] - height[second, columns]
-    run = offset[first, columns] - offset[second, columns]
-    slope = np.where(np.abs(rise) > 1e-9, run / np.where(np.abs(rise) > 1e-9, rise, 1.0), 1.0)
-    slope = np.clip(slope, 0.05, 20.0)  # z grows with the offset; noise in nearly equal points must not turn it
-    return offset[first, columns] + slope * (quantile - height[first, columns])
+def _next_goal(inner: Floats, outer: Floats, quantile: float) -> Floats:
+    """Aim between the two points, or beyond the inner one where no point lies beyond the quantile yet."""
+    known = np.isfinite(outer[2])
+    rise: Floats = np.where(known, outer[2] - inner[2], 1.0)
+    share: Floats = np.clip((quantile - inner[2]) / np.where(rise > 0, rise, 1.0), 0.1, 0.9)
+    between: Floats = inner[0] + share * (np.where(known, outer[0], 0.0) - inner[0])
+    further: Floats = inner[0] * np.clip(1.05 * quantile / np.maximum(inner[2], 1e-9), 1.1, 4.0)
+    return np.where(known, between, further)
+
+
+def _is_open(inner: Floats, outer: Floats, quantile: float) -> np.ndarray:
+    """Say which sides were never seen to rise to the quantile, or only beyond every reasonable distance."""
+    reached = np.isfinite(outer[2]) | (inner[2] > (1 - _CLOSE) * quantile)
+    return ~reached | (inner[1] > _FAR)
+
+
+def _end(inner: Floats, outer: Floats, quantile: float) -> Floats:
+    """Interpolate the offset at z = quantile between the two points; with the inner one alone go on in proportion."""
+    known = np.isfinite(outer[2])
+    rise: Floats = np.where(known, outer[2] - inner[2], 1.0)
+    share: Floats = np.where(rise > 0, (quantile - inner[2]) / np.where(rise > 0, rise, 1.0), 1.0)
+    between: Floats = inner[1] + share * (np.where(known, outer[1], 0.0) - inner[1])
+    return np.where(known, between, inner[1] * quantile / np.maximum(inner[2], 1e-9))
 
 
 def _pulled(theta_k5: Floats, problem: Problem, pull: tuple[Quantities, np.ndarray, Floats, Floats]) -> Floats:

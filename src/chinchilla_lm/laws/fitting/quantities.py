@@ -75,8 +75,9 @@ class Quantities:
         return slopes
 
     def natural(self, working: Floats) -> Floats:
-        """Turn working values, the last axis of length Q, into natural ones."""
-        return np.where(self.is_log_q, np.exp(np.where(self.is_log_q, working, 0.0)), working)
+        """Turn working values, the last axis of length Q, into natural ones; exponents are cut to what they may be."""
+        exponents = np.clip(working, 0.0, np.where(np.isin(self.names, ("a", "b")), 1.0, np.inf))
+        return np.where(self.is_log_q, np.exp(np.where(self.is_log_q, working, 0.0)), exponents)
 
     def _log_params(self, theta_k5: Floats, log_product: float) -> Floats:
         a, b, _, alpha, beta = theta_k5.T
