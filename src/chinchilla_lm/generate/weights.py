@@ -14,28 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chinchilla_lm.model.decoding import quantise_rows
 from chinchilla_lm.model.layers import Linear
 from chinchilla_lm.model.transformer import Transformer
 
 WeightsType = Literal["float32", "bfloat16", "int8"]
-
-LARGEST_INT8 = 127  # symmetric: -128 is not used
-
-
-def quantise_rows(matrix_od: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a matrix to int8 with one scale a row, matrix ~ scale * whole number.
-
-    Args:
-        matrix_od: (out, in), any float type, finite.
-
-    Returns:
-        (int8 of (out, in), scales of (out) float32); the error of an entry is at most half its row's scale.
-
-    Source: Dettmers et al. 2022 (LLM.int8), section 2.1 (absmax, row-wise).
-    """
-    matrix_od = matrix_od.float()
-    scale_o = matrix_od.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST_INT8
-    return (matrix_od / scale_o[:, None]).round().clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8), scale_o
 
 
 def convert_model(model: Transformer, weights: WeightsType) -> Transformer:

@@ -111,7 +111,7 @@ def _load_kernels() -> str:
     if compiler is None:
         return "no C++ compiler found; install g++ or clang, or name one in CXX, for about 2.5 times the speed"
     try:
-        kernels.bind(ctypes.CDLL(str(_compiled_library(compiler))))
+        kernels.bind(ctypes.CDLL(str(compiled_library(compiler, SOURCES))))
     except (OSError, AttributeError, ChinchillaError, subprocess.SubprocessError) as error:
         return f"kernels.cpp was not compiled with {compiler[0]}: {_first_line(str(error))}"
     difference = _largest_difference()
@@ -120,19 +120,27 @@ def _load_kernels() -> str:
     return ""
 
 
-def _compiled_library(compiler: list[str]) -> Path:
-    """The shared library of this source, compiler and processor, from the cache or compiled now."""
+def compiled_library(compiler: list[str], sources: tuple[Path, ...]) -> Path:
+    """The shared library of these sources, compiler and processor, from the cache or compiled now.
+
+    Args:
+        compiler: what `find_compiler` returned.
+        sources: the .cpp file, then the files it includes.
+
+    Raises:
+        ModelError: it does not compile; the compiler's first error.
+    """
     identity = "\0".join(
-        (*(path.read_text() for path in SOURCES), *compiler, *_FLAG_SETS, platform.machine(), _processor())
+        (*(path.read_text() for path in sources), *compiler, *_FLAG_SETS, platform.machine(), _processor())
     )
-    name = f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+    name = f"{sources[0].stem}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
     folder = _cache_folder()
     if (folder / name).is_file():
         return folder / name
     temporary = folder / f".{name}.{os.getpid()}.tmp"
     error = ""
     for flags in _FLAG_SETS:
-        command = [*compiler, *flags.split(), "-o", str(temporary), str(SOURCES[0])]
+        command = [*compiler, *flags.split(), "-o", str(temporary), str(sources[0])]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS_MOST, check=False)
         if done.returncode == 0:
             with explain_os_error(folder / name):

@@ -1,0 +1,45 @@
+"""The engine's forward pass through the compiled step of `model.decoding`: Qwen3 and Llama layouts on a CPU.
+
+The same methods as `torch_form.TorchForm`, which is its definition. Decoding, prompts and drafts are one list of new
+tokens, so a text gets the same logits, bit for bit, alone, in a batch, and read at once or token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from chinchilla_lm.generate.weights import WeightsType
+from chinchilla_lm.model.decoding import Decoder
+from chinchilla_lm.model.transformer import Transformer
+
+
+class KernelForm:
+    """Forward passes over slots. Attributes: `name` = "kernels"; `reason` = ""."""
+
+    name = "kernels"
+    reason = ""
+
+    def __init__(self, model: Transformer, slots: int, capacity: int, weights: WeightsType) -> None:
+        """Converts the weights and allocates the cache of every slot, and of one more for `hidden`."""
+        self._decoder = Decoder(model, slots + 1, capacity, weights)
+        self._spare = slots
+
+    def forward(
+        self, slots: Sequence[int], pasts: Sequence[int], ids: Sequence[Sequence[int]], last_only: bool
+    ) -> Tensor:
+        """Read t new tokens in each of several slots; as `TorchForm.forward`."""
+        count = len(ids[0])
+        flat_ids = [token for row in ids for token in row]
+        flat_slots = [slot for slot in slots for _ in range(count)]
+        positions = [past + i for past in pasts for i in range(count)]
+        wanted = range(count - 1, len(flat_ids), count) if last_only else range(len(flat_ids))
+        logits_wv = self._decoder.step(flat_ids, flat_slots, positions, wanted, has_logits=True)[1]
+        assert logits_wv is not None
+        return logits_wv.view(len(slots), -1, logits_wv.shape[-1])
+
+    def hidden(self, ids: Sequence[int]) -> Tensor:
+        """Last hidden states after the final norm, x_td float32; no slot of the engine is touched."""
+        every = range(len(ids))
+        return self._decoder.step(ids, [self._spare] * len(ids), every, every, has_logits=False)[0]

@@ -1,0 +1,340 @@
+// Products of weight matrices with a few or many token vectors: y[t][o] = sum over i of w[o][i] x[t][i].
+//
+// Part of decode.cpp. Weights are row-major, as torch has them, in float, bfloat16, or int8 with one scale for each row.
+// Decoding is bound by the bytes of weights, so each row of weights is read once for all tokens of a block.
+// An output is summed in an order that does not depend on how many tokens there are or which thread computes it: a text
+// gets the same bits alone, in a batch, and in a prompt read at once.
+// Three forms: vectors of floats (any processor), and the tile units of Intel's AMX for bfloat16 and int8, where a tile
+// of weights costs the same for 1 and for 16 tokens.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "vectors.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
+static inline int team_index() { return omp_get_thread_num(); }
+#else
+#define PARALLEL
+static inline int team_index() { return 0; }
+#endif
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__AVX512VBMI__) && \
+    defined(__linux__)
+#define HAS_TILES 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+
+struct Matrix {
+    const void* weights;
+    const float* scale;  // of each row, int8 only
+    int64_t outputs, inputs;
+};
+
+inline Floats load(const int8_t* from, int64_t count) {
+    typedef int8_t Bytes __attribute__((vector_size(LANES)));
+    Bytes x = {};
+    std::memcpy(&x, from, count == LANES ? sizeof x : count);
+    return __builtin_convertvector(__builtin_convertvector(x, Ints), Floats);
+}
+
+constexpr int64_t AHEAD_BYTES = 4096;  // of prefetch; the hardware's own stops at the end of a page
+
+// y[t][r] for R rows of weights and T tokens; T > 1 keeps R * T sums in registers.
+template <int R, int T, typename W>
+inline void dots(const W* w, const float* scale, const float* x, float* y, int64_t inputs, int64_t outputs) {
+    Floats sums[R][T] = {};
+    sweep(inputs, [&](int64_t j, int64_t count) {
+        Floats a[R];
+        for (int r = 0; r < R; r++) {
+            a[r] = load(w + r * inputs + j, count);
+            if (T == 1) __builtin_prefetch(reinterpret_cast<const char*>(w + r * inputs + j) + AHEAD_BYTES * R);
+        }
+        for (int t = 0; t < T; t++) {
+            const Floats b = load(x + t * inputs + j, count);
+            for (int r = 0; r < R; r++) sums[r][t] += a[r] * b;
+        }
+    });
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) y[t * outputs + r] = sum(sums[r][t]) * (scale ? scale[r] : 1.0f);
+}
+
+template <int R, typename W>
+inline void row_block(const Matrix& m, int64_t row, const float* x, float* y, int64_t tokens) {
+    const W* w = static_cast<const W*>(m.weights) + row * m.inputs;
+    const float* scale = m.scale ? m.scale + row : nullptr;
+    int64_t t = 0;
+    for (; t + 4 <= tokens; t += 4)
+        dots<R, 4>(w, scale, x + t * m.inputs, y + t * m.outputs + row, m.inputs, m.outputs);
+    for (; t < tokens; t++) dots<R, 1>(w, scale, x + t * m.inputs, y + t * m.outputs + row, m.inputs, m.outputs);
+}
+
+template <typename W>
+void multiply_vectors(const Matrix& m, const float* x, float* y, int64_t tokens, int threads) {
+    constexpr int64_t ROWS = 4;
+    const int64_t blocks = (m.outputs + ROWS - 1) / ROWS;
+    PARALLEL
+    for (int64_t block = 0; block < blocks; block++) {
+        int64_t row = block * ROWS;
+        if (row + ROWS <= m.outputs)
+            row_block<ROWS, W>(m, row, x, y, tokens);
+        else
+            for (; row < m.outputs; row++) row_block<1, W>(m, row, x, y, tokens);
+    }
+}
+
+#ifdef HAS_TILES
+
+constexpr int64_t TILE = 16;        // rows of a tile, and tokens that share a pass over the weights
+constexpr int64_t TILE_BYTES = 64;  // of a row of a tile: 32 bfloat16 or 64 int8
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+
+    // Tiles 0-3 sums, 4-5 weights, 6-7 tokens.
+    TileConfig(int64_t tokens) {
+        for (int tile = 0; tile < 8; tile++) {
+            rows[tile] = TILE;
+            row_bytes[tile] = tile == 4 || tile == 5 ? TILE_BYTES : 4 * tokens;
+        }
+    }
+};
+
+// Whether the kernel lets this process use the tiles (Linux 5.16; ARCH_REQ_XCOMP_PERM for XTILEDATA).
+inline bool may_use_tiles() {
+    static const bool may = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return may;
+}
+
+// Rows and columns of 16 x 16 words exchanged.
+inline void transpose(__m512i* r) {
+    __m512i s[16];
+    for (int i = 0; i < 16; i += 2) {
+        s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(s[i + j], s[i + 2 + j]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(s[i + j], s[i + 2 + j]);
+        }
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < 2; i++) {
+            s[8 * i + j] = _mm512_shuffle_i32x4(r[8 * i + j], r[8 * i + 4 + j], 0x88);
+            s[8 * i + 4 + j] = _mm512_shuffle_i32x4(r[8 * i + j], r[8 * i + 4 + j], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_i32x4(s[j], s[8 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_i32x4(s[j], s[8 + j], 0xdd);
+    }
+}
+
+// words[w][t], w < 16, t < count, from word(t): 16 words of token t.
+template <typename Word>
+inline void pack_tile(int32_t* to, int64_t count, Word word) {
+    if (count == 1) {
+        _mm512_storeu_si512(to, word(0));
+        return;
+    }
+    __m512i rows[16];
+    for (int64_t t = 0; t < 16; t++) rows[t] = t < count ? word(t) : _mm512_setzero_si512();
+    transpose(rows);
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    for (int64_t w = 0; w < 16; w++) _mm512_mask_storeu_epi32(to + w * count, mask, rows[w]);
+}
+
+// y[t][row + r] for 16 rows from a tile of sums [r][t].
+inline void unpack_tile(const float* sums, float* y, int64_t outputs, int64_t count) {
+    if (count == 1) {
+        _mm512_storeu_ps(y, _mm512_loadu_ps(sums));
+        return;
+    }
+    __m512i rows[16];
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    for (int64_t r = 0; r < 16; r++) rows[r] = _mm512_maskz_loadu_epi32(mask, sums + r * count);
+    transpose(rows);
+    for (int64_t t = 0; t < count; t++) _mm512_storeu_ps(y + t * outputs, _mm512_castsi512_ps(rows[t]));
+}
+
+// Tokens as bfloat16 pairs: for each block of 16 tokens and 32 inputs a tile of [pair][token].
+inline void pack_bf16(const float* x, int64_t inputs, int64_t tokens, uint8_t* packed) {
+    for (int64_t first = 0; first < tokens; first += TILE) {
+        const int64_t count = std::min(TILE, tokens - first);
+        for (int64_t j = 0; j < inputs; j += 32)
+            pack_tile(reinterpret_cast<int32_t*>(packed + (first * inputs + j * count) * 2), count, [&](int64_t t) {
+                const float* from = x + (first + t) * inputs + j;
+                return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from)));
+            });
+    }
+}
+
+// Tokens as whole numbers of 16 bits with one scale each, cut into a high (signed) and a low (unsigned) byte.
+// Tiles of [4 inputs][token], high then low.
+inline void pack_int16(const float* x, int64_t inputs, int64_t tokens, uint8_t* packed, float* scales) {
+    const __m512i every_other = _mm512_set_epi64(0x7e7c7a7876747270, 0x6e6c6a6866646260, 0x5e5c5a5856545250,
+                                                 0x4e4c4a4846444240, 0x3e3c3a3836343230, 0x2e2c2a2826242220,
+                                                 0x1e1c1a1816141210, 0x0e0c0a0806040200);
+    const __m512i one = _mm512_set1_epi8(1);
+    for (int64_t first = 0; first < tokens; first += TILE) {
+        const int64_t count = std::min(TILE, tokens - first);
+        float inverse[TILE];
+        for (int64_t t = 0; t < count; t++) {
+            __m512 most = _mm512_setzero_ps();
+            for (int64_t j = 0; j < inputs; j += 16)
+                most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + (first + t) * inputs + j)));
+            const float largest = std::max(_mm512_reduce_max_ps(most), 1e-30f);
+            scales[first + t] = largest / 32767.0f;
+            inverse[t] = 32767.0f / largest;
+        }
+        for (int64_t j = 0; j < inputs; j += 64) {
+            const auto bytes = [&](int64_t t, const __m512i& which) {
+                const float* from = x + (first + t) * inputs + j;
+                __m512i halves[2];
+                for (int i = 0; i < 2; i++) {
+                    const __m512 scale = _mm512_set1_ps(inverse[t]);
+                    const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from + 32 * i), scale));
+                    const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from + 32 * i + 16), scale));
+                    halves[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtsepi32_epi16(a)),
+                                                   _mm512_cvtsepi32_epi16(b), 1);
+                }
+                return _mm512_permutex2var_epi8(halves[0], which, halves[1]);
+            };
+            uint8_t* to = packed + (first * inputs + j * count) * 2;
+            const __m512i odd = _mm512_add_epi8(every_other, one);
+            pack_tile(reinterpret_cast<int32_t*>(to), count, [&](int64_t t) { return bytes(t, odd); });
+            pack_tile(reinterpret_cast<int32_t*>(to + 64 * count), count, [&](int64_t t) { return bytes(t, every_other); });
+        }
+    }
+}
+
+inline void prefetch_panel(const char* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(from + i, _MM_HINT_T1);
+}
+
+// 64 rows of weights and up to 16 tokens: four sums at once hide the latency of the tile unit.
+inline void panel_bf16(const Matrix& m, int64_t row, const uint8_t* packed, int64_t first, int64_t count, float* y) {
+    const int64_t stride = m.inputs * 2;
+    const char* w[4];
+    int64_t rows[4];
+    for (int i = 0; i < 4; i++) {  // the last panels overlap: the same outputs, computed twice
+        rows[i] = std::min(row + i * TILE, m.outputs - TILE);
+        w[i] = static_cast<const char*>(m.weights) + rows[i] * stride;
+    }
+    const uint8_t* x = packed + first * m.inputs * 2;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t j = 0; j < m.inputs; j += 32) {
+        _tile_loadd(6, x + j * count * 2, 4 * count);
+        _tile_loadd(4, w[0] + 2 * j, stride);
+        _tile_loadd(5, w[1] + 2 * j, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_loadd(4, w[2] + 2 * j, stride);
+        _tile_loadd(5, w[3] + 2 * j, stride);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_dpbf16ps(3, 5, 6);
+    }
+    alignas(64) float sums[4][TILE * TILE];
+    _tile_stored(0, sums[0], 4 * count);
+    _tile_stored(1, sums[1], 4 * count);
+    _tile_stored(2, sums[2], 4 * count);
+    _tile_stored(3, sums[3], 4 * count);
+    for (int i = 0; i < 4; i++) unpack_tile(sums[i], y + first * m.outputs + rows[i], m.outputs, count);
+}
+
+// 32 rows and up to 16 tokens: 256 * (w . high) + w . low, whole numbers throughout.
+inline void panel_int8(const Matrix& m, int64_t row, const uint8_t* packed, const float* scales, int64_t first,
+                       int64_t count, float* y) {
+    const int64_t rows[2] = {std::min(row, m.outputs - TILE), std::min(row + TILE, m.outputs - TILE)};
+    const char* w[2];
+    for (int i = 0; i < 2; i++) w[i] = static_cast<const char*>(m.weights) + rows[i] * m.inputs;
+    const uint8_t* x = packed + first * m.inputs * 2;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t j = 0; j < m.inputs; j += 64) {
+        _tile_loadd(6, x + j * count * 2, 4 * count);
+        _tile_loadd(7, x + j * count * 2 + 64 * count, 4 * count);
+        _tile_loadd(4, w[0] + j, m.inputs);
+        _tile_loadd(5, w[1] + j, m.inputs);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+    }
+    alignas(64) int32_t sums[4][TILE * TILE];
+    _tile_stored(0, sums[0], 4 * count);
+    _tile_stored(1, sums[1], 4 * count);
+    _tile_stored(2, sums[2], 4 * count);
+    _tile_stored(3, sums[3], 4 * count);
+    for (int i = 0; i < 2; i++) {
+        alignas(64) float whole[TILE * TILE];
+        for (int64_t r = 0; r < TILE; r++)
+            for (int64_t t = 0; t < count; t++) {
+                const int64_t j = r * count + t;
+                const float high = static_cast<float>(sums[2 * i][j]), low = static_cast<float>(sums[2 * i + 1][j]);
+                whole[j] = (high * 256.0f + low) * (m.scale[rows[i] + r] * scales[first + t]);
+            }
+        unpack_tile(whole, y + first * m.outputs + rows[i], m.outputs, count);
+    }
+}
+
+// `packed` has room for 2 bytes and `scales` for one float for each input and token.
+void multiply_tiles(Kind kind, const Matrix& m, const float* x, float* y, int64_t tokens, uint8_t* packed,
+                    float* scales, int threads) {
+    if (kind == BFLOAT16)
+        pack_bf16(x, m.inputs, tokens, packed);
+    else
+        pack_int16(x, m.inputs, tokens, packed, scales);
+    const int64_t panel = kind == BFLOAT16 ? 4 * TILE : 2 * TILE, panels = (m.outputs + panel - 1) / panel;
+    const int64_t row_bytes = m.inputs * (kind == BFLOAT16 ? 2 : 1), whole = tokens / TILE * TILE;
+    const TileConfig full(TILE), rest(tokens - whole);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+    {
+        int64_t configured = 0;
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+        for (int64_t p = 0; p < panels; p++) {
+            const int64_t row = p * panel;
+            if (tokens <= TILE && row + 2 * panel <= m.outputs)
+                prefetch_panel(static_cast<const char*>(m.weights) + (row + panel) * row_bytes, panel * row_bytes);
+            for (int64_t first = 0; first < tokens; first += TILE) {
+                const int64_t count = std::min(TILE, tokens - first);
+                if (configured != count) _tile_loadconfig(count == TILE ? &full : &rest);
+                configured = count;
+                if (kind == BFLOAT16)
+                    panel_bf16(m, row, packed, first, count, y);
+                else
+                    panel_int8(m, row, packed, scales, first, count, y);
+            }
+        }
+        _tile_release();
+    }
+}
+
+#else
+
+inline bool may_use_tiles() { return false; }
+
+#endif
+
+}  // namespace
