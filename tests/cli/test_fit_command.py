@@ -251,7 +251,8 @@ def test_the_law_file_plans(command, noisy, tmp_path, capsys):
     law = tmp_path / "law.json"
     code, out, _ = command(noisy, "--bootstrap", "50", "--out", law)
     assert code == 0
-    assert f"chinchilla plan --law {law} --budget 1e22" in " ".join(out.split())
+    assert f"chinchilla plan --law {law} --budget 1e22" in out
+    assert f"chinchilla design {noisy} --budget 1e21" in out
     assert run_command(["plan", "--law", str(law), "--budget", "1e22", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["params"] == pytest.approx(TRUTH.optimum(1e22)[0], rel=0.2)

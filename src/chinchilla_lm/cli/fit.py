@@ -198,8 +198,9 @@ def fit(
         console.print(line, style="yellow" if line.startswith("warning: ") else None)
     for path in _write(record, output):
         console.print(f"wrote {path}")
-    if output.out is not None:
-        console.print(f"next: chinchilla plan --law {output.out} --budget {_ten_times(record)}")
+    console.print("")
+    for line in _next_steps(record, runs, output):
+        console.print(line)
     if output.json:
         print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
 
@@ -240,5 +241,16 @@ def _write(record: Mapping[str, Any], output: OutputOptions) -> list[Path]:
     return written
 
 
-def _ten_times(record: Mapping[str, Any]) -> str:
-    return f"{10 * float(record['largest_flops']):.0e}".replace("e+", "e")
+def _next_steps(record: Mapping[str, Any], runs: Path, output: OutputOptions) -> list[str]:
+    """Return the commands that follow: a model for ten times the compute, and the runs that would tell most."""
+    largest = float(record["largest_flops"])
+    steps = [f"next runs that tell most:  chinchilla design {runs} --budget {_one_digit(largest)}"]
+    if output.out is not None:
+        steps.append(
+            f"a model for a budget:      chinchilla plan --law {output.out} --budget {_one_digit(10 * largest)}"
+        )
+    return steps
+
+
+def _one_digit(flops: float) -> str:
+    return f"{flops:.0e}".replace("e+", "e")

@@ -159,7 +159,7 @@ def axis_over(
 
 
 def ticks(axis: Axis, at_most: int) -> list[tuple[float, str]]:
-    """Round values inside an axis, with their text: at least 2 where it allows that, at most `at_most`; or its names."""
+    """Round values inside an axis, with their text: at least 2 where it allows that, at most `at_most`; or names."""
     if axis.names:
         return list(axis.names)
     values = _log_ticks(axis, at_most) if axis.is_log else _linear_ticks(axis.low, axis.high, at_most)
@@ -223,8 +223,9 @@ def _log_ticks(axis: Axis, at_most: int) -> list[float]:
         values = [m * 10.0**power for power in range(first, last + 1) for m in multiples]
         inside = [value for value in values if axis.low <= value <= axis.high]
         if len(inside) <= at_most:
-            # With so few round multiples the axis is short enough to be read like a linear one.
-            return inside if len(inside) >= min(4, at_most) else _linear_ticks(axis.low, axis.high, at_most)
+            # With so few round multiples an axis below a decade is read like a linear one; a longer one is not.
+            is_long = len(inside) >= 2 and axis.high >= 10 * axis.low
+            return inside if is_long or len(inside) >= min(4, at_most) else _linear_ticks(axis.low, axis.high, at_most)
     stride = math.ceil((last - first + 1) / at_most)
     return [10.0**power for power in range(first, last + 1, stride) if axis.low <= 10.0**power <= axis.high]
 

@@ -6,7 +6,7 @@ are nats per token, compute is FLOPs, sizes are parameters in the law's own conv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ Record = Mapping[str, Any]
 COMPUTE = "compute (FLOPs)"
 _MOST_VALLEYS = 6  # in one figure; more are chosen evenly, first and last among them
 _CURVE_STEPS = 49
+_WIDEST_SIZES = 1e4  # an interval of sizes that is wider says nothing, and would flatten the figure
 _CONVENTIONS = {"matmul": "matmul", "total": "total", "non_embedding": "non-embedding"}
 
 
@@ -63,7 +64,7 @@ def loss_chart(record: Record) -> Chart | None:
     aside: list[Layer] = []
     low, high = column("low"), column("high")
     if low and high:
-        points = tuple(zip(flops, low, high, strict=True))
+        points = _finite_band(zip(flops, low, high, strict=True))
         aside.append(Band(label="95 % by the runs' scatter (raw)", colour="law", points=points))
     calibrated, low, high = column("calibrated_loss"), column("calibrated_low"), column("calibrated_high")
     if calibrated and low and high:
@@ -113,8 +114,9 @@ def sizes_chart(record: Record) -> Chart | None:
     sizes: list[tuple[float, float, float]] = []
     for one in record.get("optima") or []:
         interval = one["intervals"].get("params") or {}
-        if is_number(interval.get("low")) and is_number(interval.get("high")):
-            sizes.append((one["flops"], interval["low"], interval["high"]))
+        low, high = interval.get("low"), interval.get("high")
+        if is_number(low) and is_number(high) and low > 0 and high / low < _WIDEST_SIZES:
+            sizes.append((one["flops"], low, high))
     if not marks and not sizes:
         return None
     known = [point.x for layer in marks for point in layer.points] + [record["smallest_flops"], record["largest_flops"]]
@@ -151,17 +153,19 @@ def valleys_chart(record: Record) -> Chart | None:
     chosen = [valleys[place] for place in _evenly(len(valleys), _MOST_VALLEYS)]
     layers: list[Layer] = []
     shown: list[Point] = []
+    has_key = False  # one parabola stands for all in the legend
     for index, valley in enumerate(chosen):
         colour = ramp_colour(index, len(chosen))
         parabola = valley.get("parabola")
         if parabola:
             points = tuple(zip(parabola["params"], parabola["loss"], strict=True))
-            label = "parabola" if index == len(chosen) - 1 else ""
+            label = "" if has_key else "parabola"
+            has_key = True
             layers.append(Line(label=label, colour=colour, points=points, width=1.4))
         if law is not None and not isinstance(law, AllocationLaw):
             curve = _law_valley(law, valley)
             name = tick_text(float(f"{valley['flops']:.1e}"), "flops")
-            label = "the law" if index == len(chosen) - 1 else ""
+            label = "the law" if index == 0 else ""
             layers.append(Line(label=label, colour=colour, points=curve, is_dashed=True, is_faint=True, end_label=name))
         runs = tuple(
             Point(x=x, y=y, text=f"{format_flops(valley['flops'])}, {format_count(x)} parameters: loss {y:.4f}")
@@ -186,6 +190,11 @@ def valleys_chart(record: Record) -> Chart | None:
         y=loss_axis(shown),
         layers=tuple(layers),
     )
+
+
+def _finite_band(points: Iterable[tuple[float, Any, Any]]) -> tuple[tuple[float, float, float], ...]:
+    """Leave out where a band has no end: the resamples of runs that determine no law."""
+    return tuple((x, low, high) for x, low, high in points if is_number(low) and is_number(high))
 
 
 def run_layers(record: Record, x_name: str, y_name: str) -> tuple[list[Point], list[Layer]]:

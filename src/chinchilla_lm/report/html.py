@@ -44,7 +44,7 @@ def page_template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def page_filters() -> dict[str, Callable[[Any], Markup]]:
+def page_filters() -> dict[str, Callable[..., Markup]]:
     """Return the filters of the templates: each writes a number for people and for machines."""
     return {
         "loss": lambda value: _number(value, lambda number: f"{number:.4f}"),
@@ -55,6 +55,7 @@ def page_filters() -> dict[str, Callable[[Any], Markup]]:
         "seconds": lambda value: _number(value, format_seconds),
         "bytes": lambda value: _number(value, format_bytes),
         "percent": lambda value: _number(value, lambda number: f"{number:.3g} %"),
+        "end": _end,
     }
 
 
@@ -88,6 +89,11 @@ def _number(value: Any, write: Any) -> Markup:
     if not is_number(value):
         return Markup('<span class="absent">not recorded</span>')
     return Markup('<data value="{}">{}</data>').format(repr(value), write(value))
+
+
+def _end(value: Any, kind: str) -> Markup:
+    """One end of an interval, by another filter's name; an end that the runs set no limit to says so."""
+    return Markup("no limit") if value is None else page_filters()[kind](value)
 
 
 def _figure(chart: Chart) -> dict[str, Any]:

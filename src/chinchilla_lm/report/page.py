@@ -50,7 +50,7 @@ _LAW_ROWS = (
     ("a", "the best size grows as compute to this power"),
     ("b", "the best amount of text grows as compute to this power"),
 )
-_CONVENTIONS = {
+CONVENTIONS = {  # what N counts, in words
     "matmul": "every weight in a matrix product for a token: blocks and output head, without the input embedding",
     "total": "all weights, embeddings included",
     "non_embedding": "all weights but the embeddings",
@@ -87,7 +87,7 @@ def render_page(run: Run) -> str:
         asked=words.flatten(run.config),
         tiles=_tiles(run),
         law_rows=_law_rows(run),
-        convention=_CONVENTIONS.get(str((run.law or {}).get("params_convention", "matmul")), "see law.json"),
+        convention=CONVENTIONS.get(str((run.law or {}).get("params_convention", "matmul")), "see law.json"),
         warnings=words.sentences_of((run.law or {}).get("warnings")),
         reasons=words.sentences_of((run.forecast or {}).get("reasons")),
         stages=_stage_rows(run),

@@ -6,6 +6,7 @@ The same charts as on the page, on white paper. matplotlib is imported on use: t
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "star": "*", "dash": "_"}
 _INK, _SOFT, _GRID = "#22211f", "#5d5a54", "#e7e4de"
 DOTS_PER_INCH = 200
+_MOST_IN_ROW = 3
 
 
 def save_charts(charts: Sequence[Chart], path: Path, *, run_name: str) -> Path:
-    """Save charts side by side.
+    """Save charts side by side; more than three in rows of two.
 
     Args:
         charts: one or more.
@@ -42,10 +44,15 @@ def save_charts(charts: Sequence[Chart], path: Path, *, run_name: str) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # cost: 0.3 s, and only pictures need it
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * len(charts), 5.0), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    columns = len(charts) if len(charts) <= _MOST_IN_ROW else 2
+    rows = math.ceil(len(charts) / columns)
+    figure = Figure(figsize=(6.4 * columns, 5.0 * rows), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, chart in zip(places, charts, strict=False):
         _draw(chart, axes)
+    for axes in places[len(charts) :]:
+        axes.set_axis_off()
     content = io.BytesIO()
     # Without a date, a version and random names the same records give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):

@@ -17,6 +17,8 @@ from chinchilla_lm.report.chart import Axis, Band, Chart, Layer, Line, Marker, M
 TICK_PIXELS_X = 72.0
 """Room that a tick's text takes on the x axis; the widest, `3×10¹²`, is about 50 pixels at 12 pixels a letter."""
 TICK_PIXELS_Y = 34.0
+NAME_PIXELS = 40.0
+"""Room for a name of six letters on an axis of names."""
 END_LABEL_PIXELS = 54.0
 WIDE = 500.0
 """From this width on, curves carry their names at their right end."""
@@ -107,10 +109,12 @@ def _grid(frame: _Frame) -> Iterable[str]:
             yield f'<path class="grid" d="M{frame.left:.1f} {y:.1f}H{frame.right:.1f}"/>'
             yield _text(text, frame.left - 6, y + 4, "tick end")
         yield _text(_axis_label(y_axis), 0, 13, "axis-label")
-    for value, text in ticks(x_axis, max(2, int(frame.inner_width / TICK_PIXELS_X))):
+    # Names that would touch stand in two rows, the second where an axis of names has no label.
+    lower = 14.0 if len(x_axis.names) * NAME_PIXELS > frame.inner_width else 0.0
+    for place, (value, text) in enumerate(ticks(x_axis, max(2, int(frame.inner_width / TICK_PIXELS_X)))):
         x = frame.x(value)
         yield f'<path class="grid" d="M{x:.1f} {frame.top:.1f}V{frame.bottom:.1f}"/>'
-        yield _text(text, x, frame.bottom + 17, "tick middle")
+        yield _text(text, x, frame.bottom + 17 + lower * (place % 2), "tick middle")
     yield f'<path class="axis" d="M{frame.left:.1f} {frame.bottom:.1f}H{frame.right:.1f}"/>'
     yield _text(_axis_label(x_axis), frame.right, frame.bottom + 36, "axis-label end")
 

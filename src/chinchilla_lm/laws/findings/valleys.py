@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.findings.request import FitRequest
 from chinchilla_lm.laws.fitting.approaches import ThreeApproaches, fit_all
 from chinchilla_lm.laws.fitting.envelope import Curve, EnvelopeFit, fit_envelope
@@ -16,7 +16,7 @@ from chinchilla_lm.laws.fitting.isoflop import IsoflopFit, Valley, fit_isoflop
 from chinchilla_lm.laws.forms.law import Floats
 from chinchilla_lm.laws.table import RunTable
 
-_NEAR = math.log(1.25)  # in ln C; runs of a budget lie within a fifth of each other (`fitting.isoflop`)
+_SAME_BUDGET = 0.2  # in ln C, from the lowest run of a budget to its highest; as in `fitting.isoflop`
 _PARABOLA_POINTS = 25
 _SHOWN_POINTS = 60  # of an envelope
 
@@ -85,14 +85,6 @@ def three_approaches(runs: RunTable, curves: Sequence[Curve], request: FitReques
     return {"isoflop": isoflop, "envelope": envelope, "approaches": _side_by_side(found), "warnings": warnings}
 
 
-def add_isoflop(runs: RunTable, request: FitRequest) -> dict[str, Any] | None:
-    """Fit approach 2 beside another method, where the runs have budgets; None where they have none."""
-    try:
-        return isoflop_record(runs, request)["isoflop"]
-    except FitError:
-        return None
-
-
 def _without_law(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("method", "budgets", "line", "coefficient")}
 
@@ -118,14 +110,25 @@ def _side_by_side(found: ThreeApproaches) -> dict[str, Any]:
 
 def _drawn_valleys(found: IsoflopFit, runs: RunTable) -> list[dict[str, Any]]:
     """Return the runs of each budget and the parabola through them."""
-    centres = np.log([valley.flops for valley in found.valleys])
-    log_flops = np.log(runs.flops)
-    nearest = np.abs(log_flops[:, None] - centres[None, :])
-    group = np.where(nearest.min(1) < _NEAR, nearest.argmin(1), -1)
-    return [_drawn(valley, runs, group == place) for place, valley in enumerate(found.valleys)]
+    groups = _budgets(np.log(runs.flops))
+    middles = np.array([float(np.log(runs.flops[members]).mean()) for members in groups])
+    return [
+        _drawn(valley, runs, groups[int(np.abs(middles - math.log(valley.flops)).argmin())]) for valley in found.valleys
+    ]
 
 
-def _drawn(valley: Valley, runs: RunTable, members: np.ndarray) -> dict[str, Any]:
+def _budgets(log_flops: Floats) -> list[npt.NDArray[np.int64]]:
+    """Return the runs of each budget, as `fitting.isoflop` groups them."""
+    order = np.argsort(log_flops, kind="stable")
+    groups: list[list[int]] = []
+    for place in order.tolist():
+        if not groups or log_flops[place] > log_flops[groups[-1][0]] + _SAME_BUDGET:
+            groups.append([])
+        groups[-1].append(place)
+    return [np.array(group, dtype=np.int64) for group in groups]
+
+
+def _drawn(valley: Valley, runs: RunTable, members: npt.NDArray[np.int64]) -> dict[str, Any]:
     params, loss = runs.params[members], runs.loss[members]
     drawn: dict[str, Any] = {
         "flops": valley.flops,
@@ -134,8 +137,7 @@ def _drawn(valley: Valley, runs: RunTable, members: np.ndarray) -> dict[str, Any
         "loss": loss.tolist(),
         "parabola": None,
     }
-    # A neighbouring budget's run among them would draw another parabola than the one that was fitted.
-    if len(params) == valley.n_runs:
+    if len(params) == valley.n_runs:  # the remedy "local" leaves runs out, and its parabola is not this one
         drawn["parabola"] = _parabola(np.log(params), loss)
     return drawn
 
