@@ -15,7 +15,7 @@ from chinchilla_lm.data.documents import Document
 from chinchilla_lm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from chinchilla_lm.evals.heldout import windows_of_documents
 from chinchilla_lm.evals.perplexity import evaluate
-from chinchilla_lm.generate.engine import generate
+from chinchilla_lm.generate.completion import generate
 from chinchilla_lm.generate.sampling import Sampling
 from chinchilla_lm.model.huggingface import load_model, save_model
 from chinchilla_lm.model.transformer import Transformer, initialise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from chinchilla_lm.data.loader import HeldOut
-    from chinchilla_lm.generate.engine import Generation
+    from chinchilla_lm.generate.completion import Generation
     from chinchilla_lm.model.transformer import Transformer
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
@@ -49,8 +49,8 @@ def generate(  # noqa: PLR0913 - a command has as many arguments as options
         json: Print one JSON document: text, tokens, tokens_per_s, finish_reason.
     """
     # torch takes seconds to import
-    from chinchilla_lm.generate.engine import generate as continue_text
-    from chinchilla_lm.generate.engine import stream
+    from chinchilla_lm.generate.completion import generate as continue_text
+    from chinchilla_lm.generate.completion import stream
     from chinchilla_lm.generate.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

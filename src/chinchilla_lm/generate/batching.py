@@ -19,10 +19,11 @@ import torch
 from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
-from chinchilla_lm.generate.engine import Engine, end_of_text_ids
+from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.generate.request import QueueFull, Request
 from chinchilla_lm.generate.sequence import TextSequence
-from chinchilla_lm.generate.slots import Lane, Running, choose_slot
+from chinchilla_lm.generate.slots import Lane, Running, choose_slot, prompts_of, room_after
+from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.generate.ticket import Ticket
 
 PREFILL_TOKENS = 256
@@ -96,10 +97,10 @@ class Scheduler:
 
         Raises:
             QueueFull: the line is full, or the scheduler is closing.
-            ModelError: the prompt does not fit the engine.
+            ModelError: a prompt does not fit the engine.
             ConfigError: a token is outside the vocabulary, or the constraint cannot be enforced.
         """
-        room = self._room(request)
+        room = room_after(request, self._engine)
         sequences = [
             TextSequence(request, index, self._tokenizer, vocab=self._engine.vocab, room=room, stop_ids=self._stop_ids)
             for index in range(request.choices)
@@ -148,22 +149,6 @@ class Scheduler:
     def is_alive(self) -> bool:
         """The worker runs; False after `drain`, or if a bug of ours ended it."""
         return self._thread.is_alive()
-
-    def _room(self, request: Request) -> int:
-        """Tokens that fit after the longest of the request's prompts."""
-        prompts = [request.prompt_ids, *([request.guidance.prompt_ids] if request.guidance else [])]
-        if len(prompts) > self._engine.slots:
-            raise ConfigError("guidance needs 2 slots and the engine has 1; start it with more, or leave guidance out")
-        for token in (token for prompt in prompts for token in prompt):
-            if not 0 <= token < self._engine.vocab:
-                raise ConfigError(f"token {token} must be in [0, {self._engine.vocab}), the vocabulary; correct the id")
-        longest, capacity = max(map(len, prompts)), self._engine.capacity
-        if longest > capacity - min(1, request.max_tokens):
-            raise ModelError(
-                f"the prompt has {longest} tokens and the model's context is {capacity}: shorten the prompt to at most "
-                f"{capacity - 1} tokens"
-            )
-        return capacity - longest
 
     def _wake(self) -> None:
         with self._changed:
@@ -222,8 +207,7 @@ class Scheduler:
         with self._changed:
             while self._waiting:
                 ticket, line = self._waiting[0]
-                request = ticket.request
-                prompts = [request.prompt_ids, *([request.guidance.prompt_ids] if request.guidance else [])]
+                prompts = prompts_of(ticket.request)
                 if len(prompts) > len(self._free):
                     break
                 self._waiting.popleft()
@@ -284,8 +268,7 @@ class Scheduler:
         if running.ticket.is_finished:
             return
         try:
-            for lane in running.lanes:
-                lane.logits_v = self._engine.decode([lane.slot], [running.sequence.token_ids[-1]])[0]
+            running.decode(self._engine)
         except Exception as error:  # see _decode
             self._fail(running, error)
         else:

@@ -21,9 +21,7 @@ from chinchilla_lm.generate.sampling import Sampling, choose_tokens
 from chinchilla_lm.generate.stops import StopStrings
 from chinchilla_lm.generate.text import TextStream
 
-_SEED_MIX = (
-    0x9E3779B97F4A7C15  # 2**64 / golden ratio: the step of SplitMix64 (Steele et al. 2014), far from small seeds
-)
+_SEED_STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, the step of SplitMix64 (Steele et al. 2014): no small seed
 
 
 class TextSequence:
@@ -152,7 +150,7 @@ class TextSequence:
         return self._emit(text)
 
     def _emit(self, text: str) -> Event:
-        """Release text and the tokens that begin in it; at the end all tokens, but none that begins in a stop string."""
+        """Release text and the tokens that begin in it; at the end all tokens, but none that begins in a stop."""
         self._released += len(text)
         if self.finish_reason is not None and self._stops.found is None:
             count = len(self._pending)
@@ -174,7 +172,7 @@ class TokenChooser:
     ) -> None:
         """Args: choice: which of a request's texts; each has its own random numbers, choice 0 those of the seed."""
         self._sampling, self._penalties, self._matcher = sampling, penalties, matcher
-        seed = (sampling.seed + choice * _SEED_MIX) % 2**63
+        seed = (sampling.seed + choice * _SEED_STEP) % 2**63
         self._generator = torch.Generator().manual_seed(seed)
 
     def choose(self, logits_v: torch.Tensor) -> int:

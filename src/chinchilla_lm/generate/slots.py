@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from chinchilla_lm.core.errors import ConfigError, ModelError
 from chinchilla_lm.generate.engine import Engine
-from chinchilla_lm.generate.request import Event, Guidance, TokenLogprob
+from chinchilla_lm.generate.request import Event, Guidance, Request, TokenLogprob
 from chinchilla_lm.generate.sequence import TextSequence, token_logprobs
 from chinchilla_lm.generate.ticket import Ticket
 
@@ -57,6 +58,11 @@ class Running:
         """Return the echo, if one is wanted."""
         return self.sequence.start(self.prompt_logprobs)
 
+    def decode(self, engine: Engine) -> None:
+        """Read the last token in every lane, alone: for one text, or after a batch failed."""
+        for lane in self.lanes:
+            lane.logits_v = engine.decode([lane.slot], self.sequence.token_ids[-1:])[0]
+
     def advance(self) -> Event | None:
         """Choose the next token from the lanes' logits."""
         logits_v = self.lanes[0].logits_v
@@ -80,6 +86,33 @@ class Running:
         self.prompt_logprobs += token_logprobs(logits_tv[: len(targets)], targets, count)
         lane.filled, lane.logits_v = end, logits_tv[-1]
         return end - start
+
+
+def prompts_of(request: Request) -> list[tuple[int, ...]]:
+    """Return the prompts that need a slot each: the request's, and the second one of its guidance."""
+    return [request.prompt_ids, *([request.guidance.prompt_ids] if request.guidance else [])]
+
+
+def room_after(request: Request, engine: Engine) -> int:
+    """Return how many tokens fit after the longest of a request's prompts.
+
+    Raises:
+        ModelError: a prompt does not fit.
+        ConfigError: a token is outside the vocabulary, or the engine has too few slots.
+    """
+    prompts = prompts_of(request)
+    if len(prompts) > engine.slots:
+        raise ConfigError("guidance needs 2 slots and the engine has 1; start it with more, or leave guidance out")
+    for token in (token for prompt in prompts for token in prompt):
+        if not 0 <= token < engine.vocab:
+            raise ConfigError(f"token {token} must be in [0, {engine.vocab}), the vocabulary; correct the id")
+    longest = max(map(len, prompts))
+    if longest > engine.capacity - min(1, request.max_tokens):
+        raise ModelError(
+            f"the prompt has {longest} tokens and the model's context is {engine.capacity}: shorten the prompt to at "
+            f"most {engine.capacity - 1} tokens, or train a model with a longer context"
+        )
+    return engine.capacity - longest
 
 
 def steer(logits_v: torch.Tensor, second_v: torch.Tensor, guidance: Guidance) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From token ids to text, piece by piece, never cutting a character.
+"""From a prompt to token ids, and from token ids to text, piece by piece, never cutting a character.
 
 A byte-level token may hold part of a UTF-8 character; decoding it alone gives U+FFFD. `TextStream` holds such a tail
 back until the character is complete. Never chooses tokens.
@@ -10,9 +10,22 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from chinchilla_lm.data.tokenizer import END_OF_TEXT
+
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
 HELD_CHARACTERS = 3  # an unfinished UTF-8 character has at most 3 bytes, each shown as at most one U+FFFD
 CONTEXT_TOKENS = 6  # prompt tokens that show a decoder that it is in mid-text (some drop the first space of a text)
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the prompt's token ids by the tokenizer's own rule; "" becomes the end-of-text token: a text starts."""
+    return tokenizer.encode(prompt).ids or list(end_of_text_ids(tokenizer))[:1]
+
+
+def end_of_text_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the id of the end-of-text token, or nothing when the vocabulary lacks it."""
+    token = tokenizer.token_to_id(END_OF_TEXT)
+    return () if token is None else (token,)
 
 
 class TextStream:

@@ -77,8 +77,7 @@ class Ticket:
             while True:
                 news.clear()
                 with self._changed:
-                    is_finished, events = self.is_finished, tuple(self._events)
-                    self._events.clear()
+                    is_finished, events = self.is_finished, self.take()
                 for event in events:
                     yield event
                 if is_finished:
@@ -90,6 +89,13 @@ class Ticket:
                 self.cancel()
         if self._error is not None:
             raise self._error
+
+    def take(self) -> tuple[Event, ...]:
+        """Return the events that have come since the last look, without waiting."""
+        with self._changed:
+            events = tuple(self._events)
+            self._events.clear()
+        return events
 
     def result(self) -> list[Choice]:
         """Wait for the end; return the n choices.

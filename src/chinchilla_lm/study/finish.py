@@ -11,7 +11,7 @@ from chinchilla_lm.data.loader import HeldOut
 from chinchilla_lm.data.manifest import Manifest
 from chinchilla_lm.data.tokenizer import load_tokenizer
 from chinchilla_lm.evals.perplexity import evaluate
-from chinchilla_lm.generate.engine import generate
+from chinchilla_lm.generate.completion import generate
 from chinchilla_lm.generate.sampling import Sampling
 from chinchilla_lm.model.compiling import compile_blocks
 from chinchilla_lm.model.huggingface import load_model, save_model

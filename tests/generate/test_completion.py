@@ -9,8 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from chinchilla_lm.core.errors import ConfigError, ModelError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.tokenizer import END_OF_TEXT
-from chinchilla_lm.generate.engine import decode_tokens, end_of_text_ids, generate, stream
+from chinchilla_lm.generate.completion import decode_tokens, generate, stream
+from chinchilla_lm.generate.request import Request
 from chinchilla_lm.generate.sampling import GREEDY, Sampling
+from chinchilla_lm.generate.sequence import TextSequence
+from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.model.transformer import Transformer, initialise
 
 PROMPT = "The captain 说: 你好 🚀"
@@ -89,34 +92,13 @@ def test_streamed_pieces_join_to_the_text(model: Transformer, tokenizer: Tokeniz
     assert all(pieces)
 
 
-def test_a_model_that_repeats_its_text_streams_chinese_and_emoji_whole(tokenizer: Tokenizer) -> None:
-    class Parrot(Transformer):
-        """Answers with the bytes of PROMPT, whatever it is asked."""
-
-        def hidden(self, ids_bt, cache=None, positions_bt=None):  # noqa: ANN001, ANN202
-            x_btd = super().hidden(ids_bt, cache, positions_bt)
-            one_hot_v = torch.zeros(self.shape.vocab)
-            one_hot_v[answer.pop(0)] = 1.0
-            return one_hot_v.expand(*x_btd.shape[:2], -1)
-
-        @property
-        def head_weight(self):  # noqa: ANN202
-            return torch.eye(self.shape.vocab)
-
-    answer = [*tokenizer.encode(PROMPT).ids, 0]
-    parrot = Parrot(
-        ModelShape(vocab=257, context=96, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, d_ff=8)
-    )
-    pieces = stream(parrot, tokenizer, "?", max_tokens=60, sampling=GREEDY)
-    shown: list[str] = []
-    while True:
-        try:
-            shown.append(next(pieces))
-        except StopIteration as finished:
-            record = finished.value
-            break
-    assert shown == list(PROMPT)
-    assert (record.text, record.finish_reason, record.tokens) == (PROMPT, "stop", len(PROMPT.encode()))
+def test_a_text_of_chinese_and_emoji_comes_in_whole_characters(tokenizer: Tokenizer) -> None:
+    request = Request(prompt_ids=(5,), max_tokens=60, sampling=GREEDY)
+    sequence = TextSequence(request, 0, tokenizer, vocab=257, room=90, stop_ids=[0])
+    events = [sequence.advance(torch.eye(257)[token]) for token in [*tokenizer.encode(PROMPT).ids, 0]]
+    assert [event.text for event in events if event is not None] == [*PROMPT, ""]
+    assert sequence.finish_reason == "stop"
+    assert len(sequence.token_ids) == len(PROMPT.encode())
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone(model: Transformer, tokenizer: Tokenizer) -> None:
