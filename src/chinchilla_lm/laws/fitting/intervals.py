@@ -5,7 +5,9 @@ and Student's t; "pairs", "cluster", "wild", "residual" and "parametric" refit r
 All hold if the additive form holds and errors are independent (of clusters: between clusters). None of them knows how
 far a law may be trusted beyond its runs: see `trust`.
 
-The default is "profile": on 35-run sweeps of a known law it covers what it promises (`bench/coverage.py`).
+The default is "profile": on 35-run sweeps of a known law it covers what it promises (`bench/coverage.py`). It and
+"delta", "residual" and "parametric" take one noise for all runs. Where that fails (`trust.residuals` says so) bootstrap
+pairs: on the 240 digitised Chinchilla runs their standard error of E is twice the profile's, .023 against .012.
 """
 
 from __future__ import annotations
