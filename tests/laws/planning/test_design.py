@@ -209,7 +209,7 @@ def test_the_curve_falls_and_ends_beyond_the_budget():
 
 def test_a_design_stops_where_the_form_s_error_is_all_that_is_left():
     doubtful = Belief(laws=(LAW,), misfit=Misfit(coupling=0.2, drift=0.05, small_scale=0.05))
-    design = suggest_runs(doubtful, GOAL, 1e22, space=SPACE, rules=Rules(most_runs=200, least_elasticity=0.2))
+    design = suggest_runs(doubtful, GOAL, 1e22, space=SPACE, rules=Rules(most_runs=60, least_elasticity=0.3))
     assert design.stopped == "pays_no_more"
     assert design.cost < 1e22
     assert any("no further run pays" in reason for reason in design.reasons)
