@@ -172,7 +172,7 @@ def _clark(rows: Sequence[Row]) -> list[LawSet]:
 
 
 def _multi_power(rows: Sequence[Row]) -> list[LawSet]:
-    """Ends of the cosine and WSD runs, and the curve at constant rate; tokens are steps, which differ by a unit only."""
+    """Ends of the cosine and WSD runs, and the curve at a constant rate; tokens are steps: only a unit differs."""
     curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         curves[row["schedule"], row["model_M"]].append(row)

@@ -264,5 +264,4 @@ def _still_steepens(runs: RunTable, noise: float) -> bool:
         [Run(**{name: float(getattr(runs, name)[run]) for name in columns}, rung=int(label[run])) for run in kept]
     )
     bracket = fit_bracket(ladder, seed_sd=noise)
-    scatter = max(noise, float(np.sqrt(np.mean(np.square(bracket.fit.residuals)))))
-    return steepens(bracket.rungs, len(bracket.rungs) - 3, scatter)
+    return steepens(bracket.rungs, len(bracket.rungs) - 3, max(noise, bracket.fit.noise_sd))

@@ -1,12 +1,13 @@
 """One family of loss laws that holds three forms, and the arithmetic that fits many members of it at once.
 
-    L = exp(e) + (exp((a - alpha x) / k) + exp((b - beta y) / k))^k,   x = ln N, y = ln D
+    L = exp(e) + (exp((a - alpha x) / kappa) + exp((b - beta y) / kappa))^kappa,   x = ln N, y = ln D
 
-k = 1 is the additive law (Hoffmann et al. 2022); k free is the coupled one (the two terms hinder each other for k < 1);
-k = 1 without exp(e) has no floor at all. Fitted by robust least squares of ln L with a Gaussian prior on the exponents
-and on ln k, by Levenberg-Marquardt over K problems at once: a rolling back-test is K cuts of one table.
+kappa = 1 is the additive law (Hoffmann et al. 2022); kappa free is the coupled one (`forms.coupled`, with exponents
+alpha / kappa there: divided so, alpha and beta keep their meaning and their prior); kappa = 1 without exp(e) has no
+floor at all. Fitted by robust least squares of ln L with a Gaussian prior on the exponents
+and on ln kappa, by Levenberg-Marquardt over K problems at once: a rolling back-test is K cuts of one table.
 
-Symbols: theta = (a, b, e, alpha, beta, ln k); K problems, n runs; w weights; r = ln L(theta) - ln L(observed).
+Symbols: theta = (a, b, e, alpha, beta, ln kappa); K problems, n runs; w weights; r = ln L(theta) - ln L(observed).
 It never judges a fit, and never draws. `fitting` fits one table carefully; this fits forty cuts of it quickly.
 """
 
@@ -27,12 +28,12 @@ SEED_NOISE = 0.003  # least sd of ln L that runs are credited with: seeds move t
 _EXPONENT_MEAN, _EXPONENT_SD = 0.35, 0.15  # as `fitting.additive.Prior`: it holds all published fits within one sd
 # Without a floor the exponents must make up for it: local slopes of published sweeps are .05 to .12 in ln L per ln C/2.
 _FLOORLESS_MEAN, _FLOORLESS_SD = 0.08, 0.08
-_COUPLING_SD = 0.5  # of ln k around the additive law; .3 and 1 changed the back-tests by less than .1 % of loss
+_COUPLING_SD = 0.5  # of ln kappa around the additive law; .3 and 1 changed the back-tests by less than .1 % of loss
 _HUBER_TURN = 1.345  # in noise sd: 95 % efficient on normal noise (Huber 1981)
 _NO_FLOOR = -55.0  # e of a form without a floor: exp(-55) is nothing beside any loss
 _BOX = 12.0  # terms may lie this far, in ln, from the lowest loss
 _EXPONENT_BOX = (0.005, 3.0)
-_COUPLING_BOX = 2.3  # |ln k|: k from .1 to 10
+_COUPLING_BOX = 2.3  # |ln kappa|: kappa from .1 to 10
 _STARTS = (
     # alpha, beta, share of the floor in the median loss: spread over what published sweeps show
     (0.35, 0.35, 0.6),
@@ -125,9 +126,9 @@ def log_losses(theta_k6: Floats, x_km: Floats, y_km: Floats) -> Floats:
     Returns:
         ln L, shape (K, M).
     """
-    a, b, e, alpha, beta, log_k = (theta_k6[:, i : i + 1] for i in range(6))
-    k = np.exp(log_k)
-    return np.logaddexp(k * np.logaddexp((a - alpha * x_km) / k, (b - beta * y_km) / k), e)
+    a, b, e, alpha, beta, log_kappa = (theta_k6[:, i : i + 1] for i in range(6))
+    kappa = np.exp(log_kappa)
+    return np.logaddexp(kappa * np.logaddexp((a - alpha * x_km) / kappa, (b - beta * y_km) / kappa), e)
 
 
 def prediction_sd(
@@ -206,13 +207,13 @@ def _prior_sd(form: FormName) -> Floats:
 
 def _derivatives(theta: Floats, x_kn: Floats, y_kn: Floats) -> tuple[Floats, Floats]:
     """Return ln L (K, n) and its derivatives (K, n, 6) by theta."""
-    a, b, e, alpha, beta, log_k = (theta[:, i : i + 1] for i in range(6))
-    k = np.exp(log_k)
+    a, b, e, alpha, beta, log_kappa = (theta[:, i : i + 1] for i in range(6))
+    kappa = np.exp(log_kappa)
     size, text = a - alpha * x_kn, b - beta * y_kn
-    terms = k * np.logaddexp(size / k, text / k)
+    terms = kappa * np.logaddexp(size / kappa, text / kappa)
     total = np.logaddexp(terms, e)
     share = np.exp(terms - total)
-    of_size = 1 / (1 + np.exp(np.clip((text - size) / k, -700.0, 700.0)))
+    of_size = 1 / (1 + np.exp(np.clip((text - size) / kappa, -700.0, 700.0)))
     by_size, by_text = share * of_size, share * (1 - of_size)
     by_coupling = share * terms - by_size * size - by_text * text
     columns = [by_size, by_text, 1 - share, -by_size * x_kn, -by_text * y_kn, by_coupling]
