@@ -123,7 +123,7 @@ def replay(table: RunTable) -> RollingOrigin:
 
 
 def errors_of(tests: dict[str, RollingOrigin]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Decades, |error| in per cent and the (sweep, cut) of every case, for each form and for three ways to mix them.
+    """Decades, |error| in per cent and the (sweep, cut) of every case, for each form and for the ways to mix them.
 
     Weights learnt on the same sweep's other cuts would know runs that a forecaster has not seen; these do not.
     """
@@ -131,6 +131,7 @@ def errors_of(tests: dict[str, RollingOrigin]) -> dict[str, tuple[np.ndarray, np
     origin = np.concatenate([[f"{name} {cut:.2e}" for cut in test.cut_flops] for name, test in tests.items()])
     by_name = {name: np.concatenate([test.errors(name) for test in tests.values()]) for name in FITTERS}
     by_name["mean of the four forms"] = np.mean([by_name[name] for name in STACKED], axis=0)
+    by_name["mean of additive, coupled w."] = (by_name["additive"] + by_name["coupled, weak prior"]) / 2
     by_name["stacked, other sweeps"] = np.concatenate([across(name, tests) for name in tests])
     return {name: (decades, 100 * np.abs(errors), origin) for name, errors in by_name.items()}
 
@@ -147,7 +148,7 @@ def print_table(tests: dict[str, RollingOrigin], errors: dict[str, tuple[np.ndar
     for name, test in tests.items():
         print(f"{name:12} {len(test.cuts)} cuts, {len(test.actual)} cases", file=sys.stderr)
     heads = "".join(f"{f'{low}-{high} dec':>12}" for low, high in BINS)
-    print(f"{'form':27}{heads}{'p90 far':>9}{'by cut':>9}{'wins':>7}")
+    print(f"{'form':29}{heads}{'p90 far':>9}{'by cut':>9}{'wins':>7}")
     base = errors["additive"]
     for name, (decades, percent, origin) in errors.items():
         known = np.isfinite(percent)
@@ -157,7 +158,7 @@ def print_table(tests: dict[str, RollingOrigin], errors: dict[str, tuple[np.ndar
         ours = np.array([percent[pair].mean() for pair in pairs])
         theirs = np.array([base[1][pair].mean() for pair in pairs])
         wins = f"{int((ours < theirs).sum())}/{len(pairs)}"
-        print(f"{name:27}{cells}{np.quantile(percent[far], 0.9):9.2f}{np.nanmean(ours):9.2f}{wins:>7}")
+        print(f"{name:29}{cells}{np.quantile(percent[far], 0.9):9.2f}{np.nanmean(ours):9.2f}{wins:>7}")
 
 
 if __name__ == "__main__":
