@@ -123,7 +123,7 @@ def test_conditions_choose_lines_and_say_how_many_they_left_out(read):
         ("n_params,n_tokens,loss\n", "a header and no runs"),
         ("1e8,2e9,3.1\n", "begins with numbers"),
         ("", "is empty"),
-        (HEADER + ROW + ROW, ":3: 1 lines repeat another exactly: 3 (as 2)"),
+        (HEADER + ROW + ROW, ":3: 1 line repeats another exactly: 3 (as 2)"),
         (HEADER + ROW * 2 + "1e8,4e9,2.4e18,3.0\n", "--duplicates drop"),
         (HEADER + ROW + "1e8,4e9,2.4e18,3.0\n1e8,8e9,4.8e21,2.9\n", ":4: flops are 1e+03 times 6 * params * tokens"),
         ("n_params,n_tokens,loss\n0.1,2,3\n7,140,2\n", "params end at 7, too few for a language model"),
@@ -171,7 +171,7 @@ def test_duplicates_are_kept_or_dropped_on_request_and_said(read):
     text = HEADER + ROW + ROW + "1e8,4e9,2.4e18,3.0\n"
     kept, dropped = read(text, duplicates="keep"), read(text, duplicates="drop")
     assert len(kept.loss) == 3
-    assert "count twice: 3 (as 2)" in kept.warnings[0]
+    assert "counted twice: 3 (as 2)" in kept.warnings[0]
     assert dropped.lines == (2, 4)
     assert "3 (as 2): left out" in dropped.warnings[0]
 

@@ -258,14 +258,15 @@ def _settle_duplicates(table: RunTable, duplicates: Duplicates, path: Path, note
         return _noted(table, notes)
     named = [f"{table.lines[place]} (as {table.lines[first[inverse.reshape(-1)[place]]]})" for place in repeats]
     shown = ", ".join(named[:_SHOWN_LINES]) + (" ..." if len(named) > _SHOWN_LINES else "")
+    said = f"{len(named)} lines repeat" if len(named) > 1 else "1 line repeats"
     if duplicates == "refuse":
         raise DataError(
-            f"{path}:{table.lines[repeats[0]]}: {len(named)} lines repeat another exactly: {shown}; two runs never "
+            f"{path}:{table.lines[repeats[0]]}: {said} another exactly: {shown}; two runs never "
             "give every digit alike, so remove them, or pass --duplicates drop (keep, if they are runs of their own)"
         )
     if duplicates == "drop":
-        return _noted(table.take(~is_repeat), [*notes, f"{len(named)} lines repeat another exactly: {shown}: left out"])
-    return _noted(table, [*notes, f"{len(named)} lines repeat another exactly and count twice: {shown}"])
+        return _noted(table.take(~is_repeat), [*notes, f"{said} another exactly: {shown}: left out"])
+    return _noted(table, [*notes, f"{said} another exactly, counted twice: {shown}"])
 
 
 def _noted(table: RunTable, notes: Sequence[str]) -> RunTable:
