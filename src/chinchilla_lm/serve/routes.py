@@ -1,0 +1,261 @@
+"""The routes: read a body, ask the model, answer. What they share is in `Routes`; each is one short method."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from chinchilla_lm.core.errors import ConfigError, ModelError
+from chinchilla_lm.generate.request import QueueFull
+from chinchilla_lm.generate.request import Request as TextRequest
+from chinchilla_lm.serve import metrics as metrics_page
+from chinchilla_lm.serve.answers import Answer
+from chinchilla_lm.serve.api_errors import ApiError
+from chinchilla_lm.serve.bodies import BodyReader
+from chinchilla_lm.serve.guards import Exchange
+from chinchilla_lm.serve.metrics import Metrics
+from chinchilla_lm.serve.openai_schema import (
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    GenerationBody,
+    TokenizeBody,
+)
+from chinchilla_lm.serve.runs import Run, collect
+from chinchilla_lm.serve.served_model import ServedModel
+from chinchilla_lm.serve.settings import ServerSettings
+from chinchilla_lm.serve.translate import chat_requests, completion_requests, read_prompts
+
+Result = TypeVar("Result")
+
+
+class Routes:
+    """Answers of one served model. Attributes: `is_draining`, set when the server has been told to stop."""
+
+    def __init__(self, served: ServedModel, settings: ServerSettings, metrics: Metrics) -> None:
+        """Nothing runs yet."""
+        self.is_draining = False
+        self._served, self._settings, self._metrics = served, settings, metrics
+        self._limits = settings.limits
+        self._bodies = BodyReader(settings.limits)
+        self._in_flight = 0
+        self._runs: set[Run] = set()
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        body = await self._bodies.read(request, CompletionBody)
+        return await self._write(request, body, lambda: completion_requests(body, self._served, self._limits))
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = await self._bodies.read(request, ChatBody)
+        return await self._write(request, body, lambda: chat_requests(body, self._served, self._limits))
+
+    async def embeddings(self, request: Request) -> Response:
+        """POST /v1/embeddings."""
+        body = await self._bodies.read(request, EmbeddingBody)
+        self._check_model(body.model)
+        self._enter(request)
+        prompts = await self._read(lambda: read_prompts(body.input, self._served, self._limits, "input", reserve=0))
+        rows: list[dict[str, Any]] = []
+        for index, ids in enumerate(prompts):
+            vector = (await self._compute(lambda ids=ids: self._served.embed(ids))).tolist()
+            if body.encoding_format == "base64":
+                vector = base64.b64encode(array.array("f", vector).tobytes()).decode()
+            rows.append({"object": "embedding", "index": index, "embedding": vector})
+        return JSONResponse(
+            {"object": "list", "data": rows, "model": self._served.name, "usage": self._read_usage(prompts)}
+        )
+
+    async def classify(self, request: Request) -> Response:
+        """POST /v1/classify."""
+        body = await self._bodies.read(request, ClassifyBody)
+        self._check_model(body.model)
+        classifier = self._served.classifier
+        if classifier is None:
+            raise ApiError(
+                404,
+                f"the model {self._served.name} has no classification head; serve a tuned ...ForSequenceClassification "
+                'folder, or use /v1/completions with response_format {"type": "labels"}',
+                code="no_classification_head",
+            )
+        self._enter(request)
+        prompts = await self._read(lambda: read_prompts(body.input, self._served, self._limits, "input", reserve=0))
+        rows: list[dict[str, Any]] = []
+        for index, ids in enumerate(prompts):
+            chances = await self._compute(lambda ids=ids: classifier.probabilities(ids))
+            best = max(range(len(chances)), key=chances.__getitem__)
+            label = classifier.labels[best]
+            rows.append({"index": index, "label": label, "probs": chances, "num_classes": len(chances)})
+        answer = {"object": "list", "data": rows, "labels": list(classifier.labels), "model": self._served.name}
+        return JSONResponse({**answer, "usage": self._read_usage(prompts)})
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize."""
+        body = await self._bodies.read(request, TokenizeBody, {})
+        self._check_model(body.model)
+        encode = self._served.tokenizer.encode
+        encoding = await self._read(lambda: encode(body.prompt, add_special_tokens=body.add_special_tokens))
+        label = self._served.token_text.label
+        words = [label(token) for token in encoding.ids]
+        answer = {"tokens": encoding.ids, "token_strs": words, "count": len(encoding.ids)}
+        return JSONResponse({**answer, "max_model_len": self._served.capacity})
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize."""
+        body = await self._bodies.read(request, DetokenizeBody, {})
+        self._check_model(body.model)
+        outside = next((token for token in body.tokens if token >= self._served.vocab), None)
+        if outside is not None:
+            raise ApiError(400, f"tokens: id {outside} must be below {self._served.vocab}", param="tokens")
+        decode = self._served.tokenizer.decode
+        text = await self._read(lambda: decode(list(body.tokens), skip_special_tokens=False))
+        return JSONResponse({"prompt": text})
+
+    async def models(self, _: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        self._check_model(request.path_params["model"])
+        return JSONResponse(self._card())
+
+    async def health(self, _: Request) -> Response:
+        """GET /health: the process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """GET /ready: requests are taken."""
+        if self.is_draining or not self._served.is_alive():
+            raise ApiError(503, "the server is shutting down or its worker has ended; ask another, or restart it")
+        return JSONResponse({"status": "ready", "model": self._served.name})
+
+    async def metrics(self, _: Request) -> Response:
+        """GET /metrics."""
+        return PlainTextResponse(self._metrics.page(), media_type=metrics_page.CONTENT_TYPE)
+
+    def abort(self) -> None:
+        """End every text that is being written; its client is told."""
+        for run in list(self._runs):
+            run.abort()
+
+    async def _write(
+        self, request: Request, body: GenerationBody, translate: Callable[[], list[TextRequest]]
+    ) -> Response:
+        self._check_model(body.model)
+        if self._served.scheduler is None:
+            raise ApiError(404, f"the model {self._served.name} is a classifier; ask /v1/classify", code="no_text")
+        exchange = self._enter(request)
+        requests = await self._read(translate)
+        if self._settings.logs_prompts:
+            exchange.notes["prompt_token_ids"] = [list(one.prompt_ids) for one in requests]
+            prompts = [
+                self._served.tokenizer.decode(list(one.prompt_ids), skip_special_tokens=False) for one in requests
+            ]
+            exchange.notes["prompts"] = prompts
+        run = await self._read(lambda: self._submit(requests))
+        self._runs.add(run)
+        exchange.at_end += [run.cancel, lambda: self._runs.discard(run), lambda: _note_tokens(exchange, run)]
+        is_chat = isinstance(body, ChatBody)
+        answer = Answer(self._served, requests, is_chat=is_chat)
+        if body.stream:
+            has_usage = body.stream_options is not None and body.stream_options.include_usage
+            headers = {"x-accel-buffering": "no"}  # nginx would hold the chunks back
+            chunks = _server_sent(answer, run, has_usage=has_usage)
+            return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
+        return JSONResponse(answer.whole(await collect(run, request.receive), run))
+
+    def _submit(self, requests: Sequence[TextRequest]) -> Run:
+        assert self._served.scheduler is not None
+        tickets = []
+        try:
+            for one in requests:
+                tickets.append(self._served.scheduler.submit(one))
+        except QueueFull as error:
+            for ticket in tickets:
+                ticket.cancel()
+            raise ApiError(503 if self.is_draining else 429, str(error)) from None
+        except (ConfigError, ModelError) as error:
+            for ticket in tickets:
+                ticket.cancel()
+            raise ApiError(400, str(error)) from None
+        return Run(tickets, self._metrics, self._limits.request_timeout_s)
+
+    def _enter(self, request: Request) -> Exchange:
+        """Take a place among the requests under way, given back when the answer is complete."""
+        exchange: Exchange = request.scope["exchange"]
+        if self.is_draining:
+            raise ApiError(503, "the server is shutting down; try another, or later")
+        if self._in_flight >= self._limits.max_requests:
+            raise ApiError(429, f"{self._in_flight} requests are under way, the limit; try again", code="queue_full")
+        self._in_flight += 1
+        self._metrics.in_flight.inc()
+
+        def leave() -> None:
+            self._in_flight -= 1
+            self._metrics.in_flight.dec()
+
+        exchange.at_end.append(leave)
+        return exchange
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self._served.name:
+            raise ApiError(
+                404,
+                f"the model {name[:80]!r} is not served; this is {self._served.name}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _card(self) -> dict[str, Any]:
+        card = {
+            "id": self._served.name,
+            "object": "model",
+            "created": self._served.created,
+            "owned_by": "chinchilla-lm",
+        }
+        return {**card, "max_model_len": self._served.capacity}
+
+    @staticmethod
+    def _read_usage(prompts: Sequence[Sequence[int]]) -> dict[str, int]:
+        tokens = sum(map(len, prompts))
+        return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+    async def _read(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._served.readers, work)
+
+    async def _compute(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._served.lane, work)
+
+
+async def _server_sent(answer: Answer, run: Run, *, has_usage: bool) -> AsyncIterator[str]:
+    """Yield the events of a stream; an error is one of them, because the status has been sent already."""
+    blank = {"usage": None} if has_usage else {}
+    try:
+        for chunk in answer.first_chunks():
+            yield _line({**chunk, **blank})
+        async for place, event in run.events():
+            yield _line({**answer.chunk(place, event), **blank})
+        if has_usage:
+            yield _line(answer.usage_chunk(run))
+    except ApiError as error:
+        yield _line(error.body)
+    yield "data: [DONE]\n\n"
+
+
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, allow_nan=False, separators=(',', ':'))}\n\n"
+
+
+def _note_tokens(exchange: Exchange, run: Run) -> None:
+    exchange.notes |= {"prompt_tokens": run.prompt_tokens, "completion_tokens": run.completion_tokens}

@@ -1,0 +1,206 @@
+"""A loaded model with all that answers need: scheduler, tokenizer, chat template or classification head.
+
+The scheduler's worker alone uses the engine. Embeddings and classes are computed in one further thread of their own,
+and texts become tokens in two more, so that the event loop never waits for any of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+
+from chinchilla_lm.core.errors import ChinchillaError, ModelError
+from chinchilla_lm.data.tokenizer import load_tokenizer
+from chinchilla_lm.generate.batching import Scheduler
+from chinchilla_lm.generate.engine import Engine
+from chinchilla_lm.generate.text import end_of_text_ids
+from chinchilla_lm.model.huggingface import load_model
+from chinchilla_lm.model.transformer import Transformer
+from chinchilla_lm.serve.chat_template import ChatTemplate, TemplateFailed, find_chat_template
+from chinchilla_lm.serve.classifier import Classifier, is_classifier, load_classifier
+from chinchilla_lm.serve.model_folder import check_model_folder, find_model_folder
+from chinchilla_lm.serve.settings import Limits
+from chinchilla_lm.serve.token_text import TokenText
+
+LONGEST_NAME = 128
+NORMALISER_SHRINKS = 8
+"""Characters that a tokenizer's normaliser may make into one: composing (NFKC) and stripping accents make 3 or 4 one."""
+
+WeightsWord = Literal["auto", "float32", "bfloat16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What the routes need of a model.
+
+    Attributes:
+        name: what clients call it.
+        created: unix seconds when it was loaded.
+        capacity: most tokens of a text, its prompt included.
+        vocab: number of token ids that the model knows.
+        tokenizer: cuts and pads nothing.
+        token_text: what single tokens look like.
+        longest_token: characters of the longest token, for refusing long prompts before they are tokenised.
+        trunk: the model, for hidden states; float32.
+        scheduler: writes text; None for a classifier.
+        template: makes a prompt of a chat; None when the model has none.
+        classifier: gives classes; None for a language model.
+        lane: the one thread for hidden states and classes.
+        readers: threads that tokenise, render and submit.
+    """
+
+    name: str
+    created: int
+    capacity: int
+    vocab: int
+    tokenizer: Tokenizer
+    token_text: TokenText
+    longest_token: int
+    trunk: Transformer
+    scheduler: Scheduler | None
+    template: ChatTemplate | None
+    classifier: Classifier | None
+    lane: ThreadPoolExecutor
+    readers: ThreadPoolExecutor
+
+    def is_alive(self) -> bool:
+        """Whether it can still answer."""
+        return self.scheduler is None or self.scheduler.is_alive
+
+    @torch.inference_mode()
+    def embed(self, ids: tuple[int, ...]) -> torch.Tensor:
+        """Return the mean of the last hidden states, of length 1: (d,) float32."""
+        x_d = self.trunk.hidden(torch.tensor([ids]))[0].float().mean(dim=0)
+        return x_d / x_d.norm().clamp_min(1e-12)  # a mean of exactly 0 has no direction and stays 0
+
+    def close(self, timeout_s: float) -> None:
+        """Finish what runs, for at most `timeout_s` seconds, and end all threads and processes."""
+        if self.scheduler is not None:
+            self.scheduler.drain(timeout_s)
+        if self.template is not None:
+            self.template.close()
+        self.lane.shutdown(wait=False, cancel_futures=True)
+        self.readers.shutdown(wait=False, cancel_futures=True)
+
+
+def load_served_model(
+    place: Path, *, name: str | None = None, weights: WeightsWord = "auto", limits: Limits | None = None
+) -> ServedModel:
+    """Check and load a model folder or a run directory.
+
+    Args:
+        place: the folder; its files are not trusted.
+        name: for clients; None takes the folder's name.
+        weights: the type that decoding uses.
+        limits: slots and lengths.
+
+    Raises:
+        ModelError: the folder is unsafe, broken or of an unknown kind.
+        DataError: a file is absent or unreadable.
+    """
+    limits = limits or Limits()
+    folder = find_model_folder(place)
+    tables = check_model_folder(folder)
+    tokenizer = _load_tokenizer(folder)
+    config = tables["config.json"]
+    classifier = load_classifier(folder, config) if is_classifier(config) else None
+    trunk = classifier.trunk if classifier else load_model(folder).eval()
+    longest_id = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if longest_id >= trunk.shape.vocab:
+        raise ModelError(
+            f"{folder}: the tokenizer has token ids up to {longest_id}, the model only {trunk.shape.vocab} rows; give "
+            "the tokenizer that the model was trained with"
+        )
+    template = find_chat_template(folder, tables["tokenizer_config.json"]) if classifier is None else None
+    if template is not None:
+        _try_template(folder, template)
+    capacity = trunk.shape.context
+    scheduler = None
+    if classifier is None:
+        engine = Engine(trunk, slots=limits.slots, capacity=capacity, weights=weights)
+        # Its own limit counts texts; requests are counted before (`Admission`).
+        line = limits.max_requests * limits.max_texts
+        scheduler = Scheduler(
+            engine, tokenizer, queue_limit=line, stop_ids=_stop_ids(tokenizer, tables, trunk.shape.vocab)
+        )
+    return ServedModel(
+        name=_checked_name(name or place.resolve().name),
+        created=int(time.time()),
+        capacity=capacity,
+        vocab=trunk.shape.vocab,
+        tokenizer=tokenizer,
+        token_text=TokenText(tokenizer),
+        longest_token=_longest_token(tokenizer),
+        trunk=trunk,
+        scheduler=scheduler,
+        template=template,
+        classifier=classifier,
+        lane=ThreadPoolExecutor(1, thread_name_prefix="chinchilla-lane"),
+        readers=ThreadPoolExecutor(2, thread_name_prefix="chinchilla-reader"),
+    )
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    try:
+        tokenizer = load_tokenizer(folder)
+    except ChinchillaError:
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"{folder / 'tokenizer.json'} breaks the tokenizer library; save the tokenizer again"
+        ) from None
+    tokenizer.no_truncation()  # else a long prompt would be cut without a word
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _stop_ids(tokenizer: Tokenizer, tables: Mapping[str, Mapping[str, Any]], vocab: int) -> tuple[int, ...]:
+    """Return the tokens that end a text: generation_config.json's, else config.json's, with the tokenizer's own."""
+    ids: set[int] = set(end_of_text_ids(tokenizer))
+    for name in ("generation_config.json", "config.json"):
+        named = tables[name].get("eos_token_id")
+        if named is None:
+            continue
+        listed = named if isinstance(named, list) else [named]
+        if not all(type(one) is int and 0 <= one < vocab for one in listed):
+            raise ModelError(f"{name}: eos_token_id {str(named)[:60]} must be token ids below {vocab}; correct it")
+        ids.update(listed)
+        break
+    word = tables["tokenizer_config.json"].get("eos_token")
+    word = word.get("content") if isinstance(word, dict) else word
+    token = tokenizer.token_to_id(word) if isinstance(word, str) else None
+    return tuple(sorted(ids | ({token} if token is not None else set())))
+
+
+def _try_template(folder: Path, template: ChatTemplate) -> None:
+    """Refuse a template that does not compile, loops, or takes all memory; one that only dislikes the words is fine."""
+    try:
+        template.render([{"role": "user", "content": "hello"}])
+    except TemplateFailed as error:
+        if "TemplateError:" not in str(error):  # what the template's own raise_exception gives
+            template.close()
+            raise ModelError(f"{folder}: {error}; correct or remove the chat template") from None
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    added = tokenizer.get_added_tokens_decoder()
+    longest = max((len(word) for word in tokenizer.get_vocab(with_added_tokens=True)), default=1)
+    is_exact = tokenizer.normalizer is None and not any(token.lstrip or token.rstrip for token in added.values())
+    return longest if is_exact else NORMALISER_SHRINKS * longest
+
+
+def _checked_name(name: str) -> str:
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise ModelError(
+            f"the model's name must be 1 to {LONGEST_NAME} printable characters, got {name!r}; give --name"
+        )
+    return name

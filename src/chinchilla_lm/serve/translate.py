@@ -1,0 +1,228 @@
+"""From a checked body to the generator's words: prompts to token ids, fields to `Request`s, lengths to refusals.
+
+Runs in a reader thread: tokenising and compiling a constraint may take a while.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from chinchilla_lm.core.errors import ConfigError
+from chinchilla_lm.generate.constraint import Constraint, JsonConstraint, LabelConstraint, RegexConstraint
+from chinchilla_lm.generate.penalties import bad_word_ids
+from chinchilla_lm.generate.request import Request
+from chinchilla_lm.generate.sampling import Sampling
+from chinchilla_lm.generate.text import encode_prompt
+from chinchilla_lm.serve.api_errors import ApiError, bad_field
+from chinchilla_lm.serve.chat_template import TemplateFailed
+from chinchilla_lm.serve.openai_schema import ChatBody, CompletionBody, GenerationBody, Message, ResponseFormat
+from chinchilla_lm.serve.served_model import ServedModel
+from chinchilla_lm.serve.settings import Limits
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
+
+
+def completion_requests(body: CompletionBody, served: ServedModel, limits: Limits) -> list[Request]:
+    """Return one request for each prompt.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    prompts = read_prompts(body.prompt, served, limits, "prompt", reserve=0 if body.max_tokens == 0 else 1)
+    _check_texts(len(prompts) * (body.best_of or body.n), limits)
+    if body.best_of is not None and body.best_of < body.n:
+        raise bad_field("best_of", f"must be >= n = {body.n}, got {body.best_of}")
+    if body.max_tokens == 0 and not body.echo:
+        raise bad_field("max_tokens", "must be >= 1 without echo, got 0")
+    if body.best_of is not None and body.best_of > body.n and body.stream:
+        raise bad_field("best_of", "cannot be streamed: the best are known at the end; leave out stream")
+    options: dict[str, Any] = {"logprobs": body.logprobs, "echo": body.echo, "best_of": body.best_of}
+    return [
+        _request(
+            body, served, ids, _new_tokens(body.max_tokens, DEFAULT_COMPLETION_TOKENS, ids, served, limits), options
+        )
+        for ids in prompts
+    ]
+
+
+def chat_requests(body: ChatBody, served: ServedModel, limits: Limits) -> list[Request]:
+    """Return the one request of a chat.
+
+    Raises:
+        ApiError: 400, naming the field; also when the model has no chat template.
+    """
+    if served.template is None:
+        raise ApiError(
+            400,
+            f"the model {served.name} has no chat template; ask /v1/completions, or add a chat_template.jinja",
+            code="no_chat_template",
+        )
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise bad_field("max_tokens", "and max_completion_tokens differ; give one of them")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_field("top_logprobs", "needs logprobs = true")
+    try:
+        prompt = served.template.render([_turn(message) for message in body.messages])
+    except TemplateFailed as error:
+        raise bad_field("messages", str(error), "chat_template_refused") from None
+    ids = _encode(prompt, served, limits, "messages", reserve=1, add_special_tokens=False)
+    if not ids:
+        raise bad_field("messages", "make an empty prompt with this model's chat template; write a message")
+    _check_texts(body.n, limits)
+    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    count = _new_tokens(asked, served.capacity, ids, served, limits)
+    return [_request(body, served, ids, count, {"logprobs": (body.top_logprobs or 0) if body.logprobs else None})]
+
+
+def read_prompts(
+    prompt: str | Sequence[Any], served: ServedModel, limits: Limits, where: str, *, reserve: int
+) -> list[tuple[int, ...]]:
+    """Return the token ids of each prompt.
+
+    Args:
+        prompt: a text, texts, token ids, or lists of token ids.
+        served: the model.
+        limits: of length and number.
+        where: the field's name.
+        reserve: tokens that must fit after the prompt.
+
+    Raises:
+        ApiError: 400: too many, too long, empty, or an id that the model does not have.
+    """
+    many: Sequence[Any] = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+    _check_texts(len(many), limits)
+    names = [where] if len(many) == 1 else [f"{where}[{index}]" for index in range(len(many))]
+    return [
+        _encode(one, served, limits, name, reserve=reserve)
+        if isinstance(one, str)
+        else _check_ids(one, served, limits, name, reserve=reserve)
+        for one, name in zip(many, names, strict=True)
+    ]
+
+
+def read_constraint(form: ResponseFormat | None) -> Constraint | None:
+    """Return what `response_format` asks for.
+
+    Raises:
+        ApiError: 400: the part that its type needs is missing, or a part belongs to another type.
+    """
+    if form is None:
+        return None
+    parts = {"json_schema": form.json_schema, "regex": form.regex, "labels": form.labels}
+    for name, part in parts.items():
+        if (part is not None) != (form.type == name):
+            rule = "is missing" if part is None else f"belongs to type {name}, not {form.type}"
+            raise bad_field(f"response_format.{name}", f"{rule}; give exactly what the type needs")
+    if form.json_schema is not None:
+        return JsonConstraint(schema=form.json_schema.schema)
+    if form.regex is not None:
+        return RegexConstraint(pattern=form.regex)
+    if form.labels is not None:
+        return LabelConstraint(labels=form.labels)
+    return JsonConstraint(schema={"type": "object"}) if form.type == "json_object" else None
+
+
+def _request(
+    body: GenerationBody, served: ServedModel, ids: tuple[int, ...], max_tokens: int, options: dict[str, Any]
+) -> Request:
+    bias = body.logit_bias or {}
+    outside = next((token for token in bias if token >= served.vocab), None)
+    if outside is not None:
+        raise bad_field(f"logit_bias.{outside}", f"must be a token id below {served.vocab}")
+    if body.stream_options is not None and not body.stream:
+        raise bad_field("stream_options", "needs stream = true")
+    try:
+        sampling = Sampling(
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            logit_bias=bias,
+            seed=secrets.randbits(63) if body.seed is None else body.seed,
+        )
+        return Request(
+            prompt_ids=ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
+            n=body.n,
+            bad_words=bad_word_ids(served.tokenizer, body.bad_words) if body.bad_words else (),
+            constraint=read_constraint(body.response_format),
+            **options,
+        )
+    except ConfigError as error:
+        raise ApiError(400, str(error)) from None
+
+
+def _encode(
+    text: str, served: ServedModel, limits: Limits, where: str, *, reserve: int, add_special_tokens: bool = True
+) -> tuple[int, ...]:
+    most = _most_prompt_tokens(served, limits, reserve)
+    if len(text) > most * served.longest_token:  # certainly too long: not worth tokenising
+        raise _too_long(where, f"at least {-(-len(text) // served.longest_token)}", most, served)
+    if add_special_tokens:
+        ids = encode_prompt(served.tokenizer, text)
+    else:
+        ids = served.tokenizer.encode(text, add_special_tokens=False).ids
+    if not ids and add_special_tokens:
+        raise bad_field(where, "is empty, and this model has no token that starts a text; write a prompt")
+    if len(ids) > most:
+        raise _too_long(where, str(len(ids)), most, served)
+    return tuple(ids)
+
+
+def _check_ids(
+    ids: tuple[int, ...], served: ServedModel, limits: Limits, where: str, *, reserve: int
+) -> tuple[int, ...]:
+    most = _most_prompt_tokens(served, limits, reserve)
+    if len(ids) > most:
+        raise _too_long(where, str(len(ids)), most, served)
+    outside = next((token for token in ids if token >= served.vocab), None)
+    if outside is not None:
+        raise bad_field(where, f"token id {outside} must be below {served.vocab}, the model's vocabulary")
+    return ids
+
+
+def _most_prompt_tokens(served: ServedModel, limits: Limits, reserve: int) -> int:
+    room = served.capacity - reserve
+    return room if limits.max_prompt_tokens is None else min(room, limits.max_prompt_tokens)
+
+
+def _too_long(where: str, tokens: str, most: int, served: ServedModel) -> ApiError:
+    message = f"has {tokens} tokens and may have {most} (the context is {served.capacity}); shorten it"
+    return bad_field(where, message, "context_length_exceeded")
+
+
+def _new_tokens(asked: int | None, default: int, ids: tuple[int, ...], served: ServedModel, limits: Limits) -> int:
+    room = served.capacity - len(ids)
+    if asked is None:
+        return min(default, room, limits.max_tokens or room)
+    if limits.max_tokens is not None and asked > limits.max_tokens:
+        raise bad_field("max_tokens", f"must be at most {limits.max_tokens} on this server, got {asked}")
+    if asked > room:
+        message = (
+            f"{asked} new tokens after {len(ids)} of the prompt exceed the context of {served.capacity}; ask for at "
+        )
+        raise bad_field("max_tokens", f"{message}most {room}", "context_length_exceeded")
+    return asked
+
+
+def _check_texts(texts: int, limits: Limits) -> None:
+    if texts > limits.max_texts:
+        raise ApiError(
+            400,
+            f"the request asks for {texts} texts and may ask for {limits.max_texts}; send several requests",
+            param="n",
+        )
+
+
+def _turn(message: Message) -> dict[str, str]:
+    content = message.content
+    joined = content if isinstance(content, str) else "".join(part.text for part in content)
+    turn = {"role": message.role, "content": joined}
+    return turn if message.name is None else {**turn, "name": message.name}
