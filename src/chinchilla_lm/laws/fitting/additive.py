@@ -179,21 +179,14 @@ def fit_additive(
         raise FitError(f"delta={delta!r} must be finite and > 0; the paper's is 1e-3, None scales it to the noise")
     best, problem = _best(columns, delta, prior)
     names_at_bound = [name for name, is_held in zip(_THETA_NAMES, best.at_bound_k5[0], strict=True) if is_held]
-    if problem.held_floor is not None:
-        names_at_bound.remove("E")
+    names_at_bound = [name for name in names_at_bound if name != "E" or problem.held_floor is None]
     status = _status(best, problem, names_at_bound)
     # Relative to the largest gradient that the objective can have: 1e-4 of it moves an exponent in the fourth digit.
     if best.gradient_k[0] > 1e-4 * problem.delta * len(columns[0]) and status == "converged":
         status = "not_converged"
-    constants = natural_constants(best.theta_k5, columns[0], columns[1])[0]
-    law = AdditiveLaw(**dict(zip(("E", "A", "B", "alpha", "beta"), map(float, constants), strict=True)))
+    constants = map(float, natural_constants(best.theta_k5, columns[0], columns[1])[0])
+    law = AdditiveLaw(**dict(zip(("E", "A", "B", "alpha", "beta"), constants, strict=True)))
     residuals = np.log(columns[2]) - np.log(law.loss(columns[0], columns[1]))
-    intervals: Mapping[str, Interval] = MappingProxyType({})
-    if bootstrap:
-        rng = np.random.default_rng(seed)
-        weights = rng.multinomial(len(residuals), np.full(len(residuals), 1 / len(residuals)), size=bootstrap)
-        draws = refit(best.theta_k5[0], problem, weight_kn=weights.astype(np.float64))
-        intervals = intervals_of(natural_constants(draws, columns[0], columns[1]))
     return Fit(
         law=law,
         status=status,
@@ -204,7 +197,7 @@ def fit_additive(
         noise_sd=noise_scale(residuals, problem.delta),
         residuals=tuple(map(float, residuals)),
         prior=prior,
-        intervals=intervals,
+        intervals=_pairs_intervals(best.theta_k5[0], problem, columns, bootstrap, seed),
         warnings=_warnings(status, names_at_bound, law),
     )
 
@@ -276,6 +269,17 @@ def _best(columns: tuple[Floats, Floats, Floats], delta: float | None, prior: Pr
         current = weighed
         ends = minimise(_only(ends).theta_k5, current)
     return _only(ends), current
+
+
+def _pairs_intervals(
+    theta: Floats, problem: Problem, columns: tuple[Floats, Floats, Floats], bootstrap: int, seed: int
+) -> Mapping[str, Interval]:
+    if not bootstrap:
+        return MappingProxyType({})
+    count = len(columns[0])
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=bootstrap)
+    draws = refit(theta, problem, weight_kn=weights.astype(np.float64))
+    return intervals_of(natural_constants(draws, columns[0], columns[1]))
 
 
 def _follow(ends: Solution, problem: Problem, delta: float) -> tuple[Solution, Problem]:

@@ -8,7 +8,7 @@ their assumptions fails here. Symbols: N* and D* the best size and tokens at a c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -127,28 +127,8 @@ def fit_all(
     fit = fit_additive(table.params, table.tokens, table.loss, delta=delta, prior=prior)
     fit = replace(fit, law=replace(fit.law, params_convention=params_convention))
     intervals = parameter_intervals(table, fit, target_flops=(flops,))
-    missing: list[str] = []
-    isoflop = envelope = None
-    try:
-        isoflop = fit_isoflop(table.params, table.flops, table.loss, params_convention=params_convention)
-    except FitError as error:
-        missing.append(f"approach 2 was left out: {error}")
-    try:
-        if curves:
-            envelope = fit_envelope(curves, schedule=schedule, params_convention=params_convention)
-        else:
-            missing.append("approach 1 was left out: it needs training curves, and finished runs are one point each")
-    except FitError as error:
-        missing.append(f"approach 1 was left out: {error}")
-    answers: list[Answer] = []
-    for name, found in (("envelope", envelope), ("isoflop", isoflop)):
-        if found is not None:
-            interval = found.params_interval(flops)
-            answers.append(Answer(approach=name, a=found.law.a, params=found.law.optimum(flops)[0], interval=interval))
-    name = intervals_name(intervals.ranges, "params@")
-    answers.append(
-        Answer(approach="parametric", a=fit.law.a, params=fit.law.optimum(flops)[0], interval=intervals.ranges[name])
-    )
+    isoflop, envelope, missing = _first_two(table, curves, schedule, params_convention)
+    answers = _answers(fit, intervals, isoflop, envelope, flops)
     clashes = tuple(
         _clash(first, second, flops, isoflop, envelope)
         for first, second in combinations(answers, 2)
@@ -166,11 +146,42 @@ def fit_all(
     )
 
 
-def intervals_name(ranges: Mapping[str, Interval], start: str) -> str:
-    """Return the name of the only quantity that starts so, such as "params@1e+22"."""
-    names = [name for name in ranges if name.startswith(start)]
-    assert len(names) == 1, names
-    return names[0]
+def _first_two(
+    table: RunTable, curves: Sequence[Curve], schedule: Schedule, params_convention: ParamsConvention
+) -> tuple[IsoflopFit | None, EnvelopeFit | None, list[str]]:
+    """Fit approaches 2 and 1, or say why not."""
+    missing: list[str] = []
+    isoflop = envelope = None
+    try:
+        isoflop = fit_isoflop(table.params, table.flops, table.loss, params_convention=params_convention)
+    except FitError as error:
+        missing.append(f"approach 2 was left out: {error}")
+    if not curves:
+        missing.append("approach 1 was left out: it needs training curves, and finished runs are one point each")
+        return isoflop, None, missing
+    try:
+        envelope = fit_envelope(curves, schedule=schedule, params_convention=params_convention)
+    except FitError as error:
+        missing.append(f"approach 1 was left out: {error}")
+    return isoflop, envelope, missing
+
+
+def _answers(
+    fit: Fit,
+    intervals: ParameterIntervals,
+    isoflop: IsoflopFit | None,
+    envelope: EnvelopeFit | None,
+    flops: float,
+) -> list[Answer]:
+    answers: list[Answer] = []
+    for name, found in (("envelope", envelope), ("isoflop", isoflop)):
+        if found is not None:
+            params = found.law.optimum(flops)[0]
+            interval = found.params_interval(flops)
+            answers.append(Answer(approach=name, a=found.law.a, params=params, interval=interval))
+    interval = next(interval for name, interval in intervals.ranges.items() if name.startswith("params@"))
+    answers.append(Answer(approach="parametric", a=fit.law.a, params=fit.law.optimum(flops)[0], interval=interval))
+    return answers
 
 
 def _differ(first: Answer, second: Answer) -> bool:

@@ -136,17 +136,8 @@ def fit_envelope(
     Differs: the paper does not say how it interpolates, nor that it trims; here a running minimum is interpolated
         linearly in ln C and ln L.
     """
-    if schedule not in get_args(Schedule):
-        raise FitError(f"schedule {schedule!r} is unknown; choose from {', '.join(get_args(Schedule))}")
-    if len(curves) < _FEWEST_SIZES:
-        raise FitError(f"{len(curves)} curves are too few for an envelope; give {_FEWEST_SIZES} or more sizes")
-    for number, curve in enumerate(curves, start=1):
-        _check(curve, number)
-    sizes = np.array([curve.params for curve in curves])
-    starts = np.array([float(np.min(curve.tokens)) * curve.params for curve in curves])
-    ends = np.array([float(np.max(curve.tokens)) * curve.params for curve in curves])
-    log_c = np.log(_FLOPS_PER_PARAM_TOKEN) + np.linspace(math.log(starts.min()), math.log(ends.max()), _POINTS)
-    log_l = np.stack([_interpolated(curve, smoothing, log_c) for curve in curves])
+    _check_all(curves, schedule)
+    sizes, log_c, log_l = _on_one_grid(curves, smoothing)
     holder_g = log_l.argmin(0)
     kept = _kept(holder_g, sizes, trim_ends)
     n_sizes = len(np.unique(sizes[holder_g[kept]]))
@@ -158,14 +149,7 @@ def fit_envelope(
     log_n = np.log(sizes[holder_g])
     best = log_l[holder_g, np.arange(_POINTS)]
     lines_k2 = _resampled_lines(log_c, log_l, sizes, trim_ends)
-    exponent, log_coefficient = _line(log_c[kept], log_n[kept])
-    slope, intercept = _line(log_c[kept], best[kept])
-    law = AllocationLaw(
-        coefficient=math.exp(log_coefficient),
-        exponent=exponent,
-        params_convention=params_convention,
-        line=PowerLine(intercept=intercept, slope=slope),
-    )
+    law = _law_through(log_c[kept], log_n[kept], best[kept], params_convention)
     flops, params = np.exp(log_c[kept]), sizes[holder_g[kept]]
     tokens = flops / _FLOPS_PER_PARAM_TOKEN / params
     warnings = (*_schedule_warnings(curves, schedule, holder_g[kept], tokens), *_shape_warnings(params, lines_k2))
@@ -183,6 +167,15 @@ def fit_envelope(
     )
 
 
+def _check_all(curves: Sequence[Curve], schedule: Schedule) -> None:
+    if schedule not in get_args(Schedule):
+        raise FitError(f"schedule {schedule!r} is unknown; choose from {', '.join(get_args(Schedule))}")
+    if len(curves) < _FEWEST_SIZES:
+        raise FitError(f"{len(curves)} curves are too few for an envelope; give {_FEWEST_SIZES} or more sizes")
+    for number, curve in enumerate(curves, start=1):
+        _check(curve, number)
+
+
 def _check(curve: Curve, number: int) -> None:
     tokens, loss = np.asarray(curve.tokens, dtype=np.float64), np.asarray(curve.loss, dtype=np.float64)
     if tokens.ndim != 1 or tokens.shape != loss.shape or len(tokens) < 2:
@@ -192,6 +185,15 @@ def _check(curve: Curve, number: int) -> None:
         raise FitError(f"curve {number} holds a number that is not finite and > 0; cut it there, or leave it out")
     if not bool(np.all(np.diff(tokens) > 0)):
         raise FitError(f"the tokens of curve {number} do not rise; sort its points and drop repeated ones")
+
+
+def _on_one_grid(curves: Sequence[Curve], smoothing: int) -> tuple[Floats, Floats, Floats]:
+    """Return N of each curve (R,), ln of the computes (G,) and ln L of each curve there (R, G)."""
+    sizes = np.array([curve.params for curve in curves])
+    starts = np.array([float(np.min(curve.tokens)) * curve.params for curve in curves])
+    ends = np.array([float(np.max(curve.tokens)) * curve.params for curve in curves])
+    log_c = np.log(_FLOPS_PER_PARAM_TOKEN) + np.linspace(math.log(starts.min()), math.log(ends.max()), _POINTS)
+    return sizes, log_c, np.stack([_interpolated(curve, smoothing, log_c) for curve in curves])
 
 
 def _interpolated(curve: Curve, smoothing: int, log_c: Floats) -> Floats:
@@ -226,6 +228,17 @@ def _kept(holder_g: np.ndarray, sizes: Floats, trim_ends: bool) -> np.ndarray:
     if not trim_ends:
         return np.ones(len(held), dtype=bool)
     return (held > sizes.min()) & (held < sizes.max())
+
+
+def _law_through(log_c: Floats, log_n: Floats, log_l: Floats, params_convention: ParamsConvention) -> AllocationLaw:
+    exponent, log_coefficient = _line(log_c, log_n)
+    slope, intercept = _line(log_c, log_l)
+    return AllocationLaw(
+        coefficient=math.exp(log_coefficient),
+        exponent=exponent,
+        params_convention=params_convention,
+        line=PowerLine(intercept=intercept, slope=slope),
+    )
 
 
 def _line(x: Floats, y: Floats) -> tuple[float, float]:

@@ -106,14 +106,13 @@ def parameter_intervals(
     theta, problem = fitted_problem(table, fit)
     quantities = name_quantities(table.params, table.tokens, target_flops)
     spread = spread_of(theta[None], problem)
-    errors = standard_errors(quantities.slopes(theta[None]), spread)[0]
+    errors: Floats = standard_errors(quantities.slopes(theta[None]), spread)[0]
     centre = quantities.values(theta[None])[0]
     label: str = method
     if method == "bootstrap":
-        resampling = resampling or Resampling()
-        drawn = draw_refits(theta, problem, spread, resampling)
+        drawn = draw_refits(theta, problem, spread, resampling := resampling or Resampling())
         label = f"{resampling.scheme} bootstrap, {correction}"
-        errors: Floats = quantities.values(drawn.theta_k5).std(axis=0, ddof=1)
+        errors = quantities.values(drawn.theta_k5).std(axis=0, ddof=1)
         low, high = bootstrap_ends((theta, problem, spread), drawn, quantities, (level, correction))
     elif method == "profile":
         quantile = t_quantile(level, spread.degrees)
@@ -122,9 +121,9 @@ def parameter_intervals(
         reach = t_quantile(level, spread.degrees) * errors
         low, high = centre - reach, centre + reach
     natural = quantities.natural(np.stack([centre, low, high]))
-    natural_errors: Floats = np.where(quantities.is_log_q, errors * natural[0], errors)
-    columns = zip(quantities.names, *natural.tolist(), natural_errors.tolist(), strict=True)
-    ranges = {name: Interval(low=low, high=high, se=error) for name, _, low, high, error in columns}
+    errors = np.where(quantities.is_log_q, errors * natural[0], errors)
+    rows = zip(quantities.names, *natural[1:].tolist(), errors.tolist(), strict=True)
+    ranges = {name: Interval(low=low, high=high, se=error) for name, low, high, error in rows}
     return ParameterIntervals(
         method=label,
         level=level,

@@ -143,25 +143,7 @@ def fit_isoflop(
         raise FitError(f"remedy {remedy!r} is unknown; choose from {', '.join(get_args(Remedy))}")
     group_n = _group(flops, budgets)
     law = _additive_law(params[group_n >= 0], flops[group_n >= 0], loss[group_n >= 0])
-    curves: list[_Curve] = []
-    warnings: list[str] = []
-    for group in range(int(group_n.max(initial=-1)) + 1):
-        members = group_n == group
-        if len(np.unique(params[members])) < 3:
-            continue
-        compute = math.exp(float(np.log(flops[members]).mean())) if budgets is None else float(sorted(budgets)[group])
-        curve = _fit_curve(params[members], loss[members], compute, law, remedy)
-        if curve is None:
-            warnings.append(
-                f"the runs at {compute:.2g} FLOPs have no valley and were left out; try sizes farther apart"
-            )
-            continue
-        if not curve.valley.is_inside:
-            warnings.append(
-                f"the best size at {compute:.2g} FLOPs lies outside the sizes tried; add a "
-                f"{'smaller' if curve.valley.params < params[members].min() else 'larger'} one"
-            )
-        curves.append(curve)
+    curves, warnings = _fit_curves((params, flops, loss), group_n, budgets, law, remedy)
     if len(curves) < 2:
         raise FitError(
             f"{len(curves)} budgets have a valley over three or more sizes, and two are needed; "
@@ -214,6 +196,37 @@ class _Curve:
     inverse: Floats
     loss: Floats
     correction: float
+
+
+def _fit_curves(
+    columns: tuple[Floats, Floats, Floats],
+    group_n: npt.NDArray[np.int64],
+    budgets: Sequence[float] | None,
+    law: AdditiveLaw | None,
+    remedy: Remedy,
+) -> tuple[list[_Curve], list[str]]:
+    """Fit each budget of three sizes or more; say which have no valley, or one beyond the sizes tried."""
+    params, flops, loss = columns
+    curves: list[_Curve] = []
+    warnings: list[str] = []
+    for group in range(int(group_n.max(initial=-1)) + 1):
+        members = group_n == group
+        if len(np.unique(params[members])) < 3:
+            continue
+        compute = math.exp(float(np.log(flops[members]).mean())) if budgets is None else float(sorted(budgets)[group])
+        curve = _fit_curve(params[members], loss[members], compute, law, remedy)
+        if curve is None:
+            warnings.append(
+                f"the runs at {compute:.2g} FLOPs have no valley and were left out; try sizes farther apart"
+            )
+            continue
+        if not curve.valley.is_inside:
+            warnings.append(
+                f"the best size at {compute:.2g} FLOPs lies outside the sizes tried; add a "
+                f"{'smaller' if curve.valley.params < params[members].min() else 'larger'} one"
+            )
+        curves.append(curve)
+    return curves, warnings
 
 
 def _fit_curve(params: Floats, loss: Floats, flops: float, law: AdditiveLaw | None, remedy: Remedy) -> _Curve | None:

@@ -20,7 +20,7 @@ _MAD_TO_SD = 1.4826  # sd over median |r| of a Gaussian
 
 
 def huber(residuals: Floats, delta: float) -> Floats:
-    """Return Huber's loss of each residual: r^2 / 2 up to delta, straight beyond."""
+    """Return Huber's loss of each residual: r^2 / 2 up to delta, straight beyond; c (r - c / 2) with c = r clipped."""
     clipped = np.clip(residuals, -delta, delta)
     return clipped * (residuals - 0.5 * clipped)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from chinchilla_lm.laws.fitting.noise import huber
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.forms.law import Floats
 
@@ -111,7 +112,7 @@ def screen(problem: Problem, keep: int = 5) -> Floats:
     predicted = size_term[:, None] * size_gn[rows]
     predicted += data_term[:, None] * tokens_gn[columns]
     predicted += floor[:, None]
-    value_g = _huber(np.log(predicted) - log_loss, problem.delta) @ weight + _penalty(theta_g5, problem)
+    value_g = huber(np.log(predicted) - log_loss, problem.delta) @ weight + _penalty(theta_g5, problem)
     return theta_g5[_valleys_first(value_g)[:keep]]
 
 
@@ -155,11 +156,10 @@ def minimise(theta_k5: Floats, problem: Problem, *, most_steps: int = _MAX_STEPS
             theta[active], objective_k[active], damping[active], (gradient, reweighted, hessian), part
         )
     gradient, _, hessian = derivatives(theta, problem)
-    gradient, _ = _free(gradient, theta, low, high)
     return Solution(
         theta_k5=theta,
         objective_k=objective_k,
-        gradient_k=np.abs(gradient).max(1),
+        gradient_k=np.abs(_free(gradient, theta, low, high)[0]).max(1),
         at_bound_k5=(theta <= low) | (theta >= high),
         hessian_k55=hessian,
     )
@@ -233,10 +233,10 @@ def centred_theta(law: AdditiveLaw, params: Floats, tokens: Floats) -> Floats:
 def objective(theta_k5: Floats, problem: Problem) -> Floats:
     """Return S of each theta, shape (K,)."""
     residual = log_loss_shares(theta_k5, problem)[0] - problem.l_kn
-    huber = _huber(residual, problem.delta)
+    misfit = huber(residual, problem.delta)
     if len(problem.weight_kn) == 1:
-        return huber @ problem.weight_kn[0] + _penalty(theta_k5, problem)
-    return np.einsum("kn,kn->k", problem.weight_kn, huber) + _penalty(theta_k5, problem)
+        return misfit @ problem.weight_kn[0] + _penalty(theta_k5, problem)
+    return np.einsum("kn,kn->k", problem.weight_kn, misfit) + _penalty(theta_k5, problem)
 
 
 def derivatives(theta_k5: Floats, problem: Problem) -> tuple[Floats, Floats, Floats]:
@@ -278,7 +278,7 @@ def derivatives(theta_k5: Floats, problem: Problem) -> tuple[Floats, Floats, Flo
 def log_loss_shares(theta_k5: Floats, problem: Problem) -> tuple[Floats, Floats]:
     """Return ln L (K, n) and the shares of the size, data and floor terms in L (3, K, n).
 
-    Within the box no term exceeds another by more than about e^60, so no maximum need be taken out.
+    Within the box no term exceeds another by more than about e^60: no maximum need be taken out.
     """
     a, b, e, alpha, beta = (column[:, None] for column in theta_k5.T)
     shares = np.empty((3, len(theta_k5), len(problem.x_n)))
@@ -369,12 +369,6 @@ def _scaled(gradient: Floats, reweighted: Floats) -> tuple[Floats, Floats]:
     diagonal: Floats = np.maximum(np.einsum("kii->ki", reweighted), 1e-300)
     scale = 1 / np.sqrt(diagonal)
     return scale, (scale * gradient)[..., None]
-
-
-def _huber(residual: Floats, delta: float) -> Floats:
-    """Return Huber's loss: r^2 / 2 up to delta, and a straight line beyond; c (r - c / 2) with c = r clipped."""
-    clipped = np.clip(residual, -delta, delta)
-    return clipped * (residual - 0.5 * clipped)
 
 
 def _penalty(theta_k5: Floats, problem: Problem) -> Floats:
