@@ -12,7 +12,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.cpp", "produ
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 POSITIONS_A_BLOCK = 16  # KEYS of decode.cpp
 LARGEST_INT8 = 127  # symmetric: -128 is not used
+PARTS = ("projections", "attention", "feed_forward", "head", "rest")
 LONGEST_CHUNK_TOKENS = 256
 """Tokens read in one call: their activations (2 MB at d_ff 1536) then stay in the level 2 cache between products."""
 
@@ -58,6 +60,7 @@ class _Network(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("norm", "cosine", "sine")),
         ("layers", ctypes.POINTER(_Layer)),
         ("epsilon", ctypes.c_double),
+        ("seconds", ctypes.c_void_p),
     ]
 
 
@@ -65,7 +68,7 @@ class Decoder:
     """A model's weights and the caches of its slots, in the form that decode.cpp reads."""
 
     def __init__(self, model: Transformer, slots: int, capacity: int, weights: str, may_tile: bool = True) -> None:
-        """Converts the weights and allocates the caches; `obstacle` must have found nothing.
+        """Convert the weights and allocates the caches; `obstacle` must have found nothing.
 
         Args:
             model: on the CPU; float32 weights are shared with it and must then stay as they are.
@@ -145,6 +148,18 @@ class Decoder:
             done += len(here)
         return hidden_wd, logits_wv
 
+    @contextmanager
+    def timed(self) -> Iterator[dict[str, float]]:
+        """Within it, add up the seconds of steps by part; the dict is filled at the end."""
+        seconds: dict[str, float] = {}
+        spent = (ctypes.c_double * len(PARTS))()
+        self._network.seconds = ctypes.addressof(spent)
+        try:
+            yield seconds
+        finally:
+            self._network.seconds = None
+            seconds.update(zip(PARTS, spent, strict=True))
+
     def _run(
         self,
         ids: Sequence[int],
@@ -198,7 +213,9 @@ class Decoder:
             scale = self._keep(scale_o)
         elif weights == "bfloat16":
             matrix_oi = matrix_oi.to(torch.bfloat16)
-        return _Matrix(weights=self._keep(matrix_oi), scale=scale, outputs=outputs, inputs=inputs)
+        kept = self._keep(matrix_oi)
+        self._library.use_large_pages(kept, matrix_oi.nbytes, 1)
+        return _Matrix(weights=kept, scale=scale, outputs=outputs, inputs=inputs)
 
     def _vector(self, vector: Tensor) -> int:
         return self._keep(vector.detach().float())
@@ -244,6 +261,7 @@ def _library() -> Any:
     pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     _declare(library.network_bytes, long, [])
     _declare(library.tiles_allowed, long, [])
+    _declare(library.use_large_pages, None, [pointer, long, whole])
     _declare(library.step_scratch_bytes, long, [pointer, long, whole])
     tokens = [pointer, pointer, pointer, pointer, long, pointer, long]
     _declare(library.run_step, None, [*tokens, pointer, pointer, pointer, whole])
@@ -279,9 +297,10 @@ def _largest_difference(weights: str) -> float:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name in ("attention.out", "feed_forward.down"):
-            weight = model.blocks[0].get_submodule(name).weight
+            weight = model.blocks[0].get_parameter(f"{name}.weight")
             weight.copy_(torch.randn(weight.shape, generator=generator) / 8)
-        model.head.weight.copy_(torch.randn(model.head.weight.shape, generator=generator) / 8)  # type: ignore[union-attr]
+        head = model.get_parameter("head.weight")
+        head.copy_(torch.randn(head.shape, generator=generator) / 8)
         expected_tv = model(torch.arange(18)[None])[0]
     decoder = Decoder(model, 1, 20, weights)
     tokens = range(18)

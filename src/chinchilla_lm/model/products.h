@@ -49,25 +49,54 @@ inline Floats load(const int8_t* from, int64_t count) {
     return __builtin_convertvector(__builtin_convertvector(x, Ints), Floats);
 }
 
-constexpr int64_t AHEAD_BYTES = 4096;  // of prefetch; the hardware's own stops at the end of a page
+constexpr int64_t AHEAD_BYTES = 16384;  // of prefetch: the processor's own stops at the end of a page
 
-// y[t][r] for R rows of weights and T tokens; T > 1 keeps R * T sums in registers.
+// The sums of 16 vectors, each in the order of `sum`.
+inline Floats sum_each(const Floats* x) {
+#ifdef __AVX512F__
+    __m512 r[16];
+    for (int i = 0; i < 16; i++) r[i] = reinterpret_cast<__m512>(x[i]);
+    for (int i = 0; i < 8; i++)  // lanes j and j + 8, of vectors i and i + 8
+        r[i] = _mm512_add_ps(_mm512_shuffle_f32x4(r[i], r[i + 8], 0x44), _mm512_shuffle_f32x4(r[i], r[i + 8], 0xee));
+    for (int i = 0; i < 4; i++)  // j and j + 4; quarters are now of vectors i, i + 8, i + 4, i + 12
+        r[i] = _mm512_add_ps(_mm512_shuffle_f32x4(r[i], r[i + 4], 0x88), _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd));
+    for (int i = 0; i < 2; i++) {  // j and j + 2
+        const __m512d a = _mm512_castps_pd(r[i]), b = _mm512_castps_pd(r[i + 2]);
+        r[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(r[0], r[1], 0x88), _mm512_shuffle_ps(r[0], r[1], 0xdd));
+    // Quarter q, lane j now is vector {0, 8, 4, 12}[q] + {0, 2, 1, 3}[j].
+    const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+    return reinterpret_cast<Floats>(_mm512_permutexvar_ps(order, sums));
+#else
+    Floats sums = {};
+    for (int64_t i = 0; i < LANES; i++) sums[i] = sum(x[i]);
+    return sums;
+#endif
+}
+
+// y[t][r] for R rows of weights and T tokens.
 template <int R, int T, typename W>
 inline void dots(const W* w, const float* scale, const float* x, float* y, int64_t inputs, int64_t outputs) {
-    Floats sums[R][T] = {};
+    Floats sums[R * T] = {};
     sweep(inputs, [&](int64_t j, int64_t count) {
         Floats a[R];
         for (int r = 0; r < R; r++) {
             a[r] = load(w + r * inputs + j, count);
-            if (T == 1) __builtin_prefetch(reinterpret_cast<const char*>(w + r * inputs + j) + AHEAD_BYTES * R);
+            __builtin_prefetch(reinterpret_cast<const char*>(w + r * inputs + j) + AHEAD_BYTES);
         }
         for (int t = 0; t < T; t++) {
             const Floats b = load(x + t * inputs + j, count);
-            for (int r = 0; r < R; r++) sums[r][t] += a[r] * b;
+            for (int r = 0; r < R; r++) sums[r * T + t] += a[r] * b;
         }
     });
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) y[t * outputs + r] = sum(sums[r][t]) * (scale ? scale[r] : 1.0f);
+    float totals[R * T];
+    if (R * T % 16 == 0 && LANES == 16)
+        for (int i = 0; i < R * T; i += 16) store(totals + i, sum_each(sums + i), LANES);
+    else
+        for (int i = 0; i < R * T; i++) totals[i] = sum(sums[i]);
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) y[t * outputs + r] = totals[r * T + t] * (scale ? scale[r] : 1.0f);
 }
 
 template <int R, typename W>
@@ -220,12 +249,24 @@ inline void pack_int16(const float* x, int64_t inputs, int64_t tokens, uint8_t* 
     }
 }
 
-inline void prefetch_panel(const char* from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(from + i, _MM_HINT_T1);
-}
+// Requests the lines of the next panel one after the other while this one is computed: memory then never waits, and
+// the processor's own prefetch, which follows pages in order, joins in.
+struct Stream {
+    const char* next;
+
+    Stream(const Matrix& m, int64_t row, int64_t row_bytes, bool is_needed)
+        : next(is_needed ? static_cast<const char*>(m.weights) + row * row_bytes : nullptr) {}
+
+    inline void request(int64_t lines) {
+        if (!next) return;
+        for (int64_t i = 0; i < lines; i++) _mm_prefetch(next + 64 * i, _MM_HINT_T1);
+        next += 64 * lines;
+    }
+};
 
 // 64 rows of weights and up to 16 tokens: four sums at once hide the latency of the tile unit.
-inline void panel_bf16(const Matrix& m, int64_t row, const uint8_t* packed, int64_t first, int64_t count, float* y) {
+inline void panel_bf16(const Matrix& m, int64_t row, const uint8_t* packed, int64_t first, int64_t count, Stream& stream,
+                       float* y) {
     const int64_t stride = m.inputs * 2;
     const char* w[4];
     int64_t rows[4];
@@ -241,11 +282,15 @@ inline void panel_bf16(const Matrix& m, int64_t row, const uint8_t* packed, int6
     for (int64_t j = 0; j < m.inputs; j += 32) {
         _tile_loadd(6, x + j * count * 2, 4 * count);
         _tile_loadd(4, w[0] + 2 * j, stride);
+        stream.request(16);
         _tile_loadd(5, w[1] + 2 * j, stride);
+        stream.request(16);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 5, 6);
         _tile_loadd(4, w[2] + 2 * j, stride);
+        stream.request(16);
         _tile_loadd(5, w[3] + 2 * j, stride);
+        stream.request(16);
         _tile_dpbf16ps(2, 4, 6);
         _tile_dpbf16ps(3, 5, 6);
     }
@@ -257,9 +302,39 @@ inline void panel_bf16(const Matrix& m, int64_t row, const uint8_t* packed, int6
     for (int i = 0; i < 4; i++) unpack_tile(sums[i], y + first * m.outputs + rows[i], m.outputs, count);
 }
 
+// 32 rows and 32 tokens: two tiles of each, so that a tile loaded is used twice.
+inline void square_bf16(const Matrix& m, int64_t row, const uint8_t* packed, int64_t first, float* y) {
+    const int64_t stride = m.inputs * 2;
+    const int64_t rows[2] = {std::min(row, m.outputs - TILE), std::min(row + TILE, m.outputs - TILE)};
+    const char *w0 = static_cast<const char*>(m.weights) + rows[0] * stride,
+               *w1 = static_cast<const char*>(m.weights) + rows[1] * stride;
+    const uint8_t *x0 = packed + first * m.inputs * 2, *x1 = x0 + TILE * m.inputs * 2;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t j = 0; j < m.inputs; j += 32) {
+        _tile_loadd(6, x0 + j * TILE * 2, 4 * TILE);
+        _tile_loadd(4, w0 + 2 * j, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, w1 + 2 * j, stride);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_loadd(7, x1 + j * TILE * 2, 4 * TILE);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    alignas(64) float sums[4][TILE * TILE];
+    _tile_stored(0, sums[0], 4 * TILE);
+    _tile_stored(1, sums[1], 4 * TILE);
+    _tile_stored(2, sums[2], 4 * TILE);
+    _tile_stored(3, sums[3], 4 * TILE);
+    for (int i = 0; i < 4; i++)
+        unpack_tile(sums[i], y + (first + i / 2 * TILE) * m.outputs + rows[i % 2], m.outputs, TILE);
+}
+
 // 32 rows and up to 16 tokens: 256 * (w . high) + w . low, whole numbers throughout.
 inline void panel_int8(const Matrix& m, int64_t row, const uint8_t* packed, const float* scales, int64_t first,
-                       int64_t count, float* y) {
+                       int64_t count, Stream& stream, float* y) {
     const int64_t rows[2] = {std::min(row, m.outputs - TILE), std::min(row + TILE, m.outputs - TILE)};
     const char* w[2];
     for (int i = 0; i < 2; i++) w[i] = static_cast<const char*>(m.weights) + rows[i] * m.inputs;
@@ -272,7 +347,9 @@ inline void panel_int8(const Matrix& m, int64_t row, const uint8_t* packed, cons
         _tile_loadd(6, x + j * count * 2, 4 * count);
         _tile_loadd(7, x + j * count * 2 + 64 * count, 4 * count);
         _tile_loadd(4, w[0] + j, m.inputs);
+        stream.request(16);
         _tile_loadd(5, w[1] + j, m.inputs);
+        stream.request(16);
         _tile_dpbssd(0, 4, 6);
         _tile_dpbsud(1, 4, 7);
         _tile_dpbssd(2, 5, 6);
@@ -315,16 +392,21 @@ void multiply_tiles(Kind kind, const Matrix& m, const float* x, float* y, int64_
 #endif
         for (int64_t p = 0; p < panels; p++) {
             const int64_t row = p * panel;
-            if (tokens <= TILE && row + 2 * panel <= m.outputs)
-                prefetch_panel(static_cast<const char*>(m.weights) + (row + panel) * row_bytes, panel * row_bytes);
-            for (int64_t first = 0; first < tokens; first += TILE) {
+            for (int64_t first = 0; first < tokens;) {
                 const int64_t count = std::min(TILE, tokens - first);
                 if (configured != count) _tile_loadconfig(count == TILE ? &full : &rest);
                 configured = count;
-                if (kind == BFLOAT16)
-                    panel_bf16(m, row, packed, first, count, y);
-                else
-                    panel_int8(m, row, packed, scales, first, count, y);
+                Stream stream(m, row + panel, row_bytes, first == 0 && tokens <= TILE);
+                if (kind == INT8) {
+                    panel_int8(m, row, packed, scales, first, count, stream, y);
+                } else if (tokens - first < 2 * TILE) {
+                    panel_bf16(m, row, packed, first, count, stream, y);
+                } else {
+                    square_bf16(m, row, packed, first, y);
+                    if (row + 2 * TILE < m.outputs) square_bf16(m, row + 2 * TILE, packed, first, y);
+                    first += TILE;
+                }
+                first += TILE;
             }
         }
         _tile_release();
