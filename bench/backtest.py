@@ -5,6 +5,8 @@ or ../shared/data beside the checkout); its README names their sources. The case
 not independent: read the table as "how often was it right on what we could find", not as a proof of calibration.
 
 Truth of a case is the optimum of the hidden rung, as `laws.trust.bracket` reads it from all of the sweep's rungs.
+Beside the forecast from rungs stands `laws.trust.calibration.predict`, which needs none: the way for a table of runs
+that is no ladder.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ import numpy as np
 
 from chinchilla_lm.laws.fitting.additive import fit_additive
 from chinchilla_lm.laws.fitting.solver import centred_problem, centred_theta, natural_constants, refit
+from chinchilla_lm.laws.table import RunTable
 from chinchilla_lm.laws.trust.bracket import fit_bracket, sort_ladder
+from chinchilla_lm.laws.trust.calibration import extrapolate
 from chinchilla_lm.laws.trust.forecast import Run, Target, forecast
 
 CHINCHILLA_BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21)  # Hoffmann et al. 2022, figure 3
 BIN = math.log(10) / 2  # sweeps that are no IsoFLOP sweeps are cut into half-decades of compute
 NEAR, FAR = (2.0, 5.5), (5.5, 18.0)  # compute of the hidden rung over the top rung seen: "about 3x" and "about 10x"
 DRAWS = 100
+COLUMNS = ("params", "tokens", "flops", "loss")
 SEED_SD = {"chinchilla": 0.004}  # digitised colours; the others are runs as logged
 DEFAULT_SEED_SD = 0.002
 
@@ -52,6 +57,9 @@ class Case:
     bootstrap_point: float
     bootstrap_low: float
     bootstrap_high: float
+    table_point: float
+    table_low: float
+    table_high: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,6 +107,7 @@ def replay(name: str, runs: Sequence[Run]) -> list[Case]:
         seen = [run for run in runs if run.rung in order[: top + 1]]
         if len(seen) < 8:
             continue
+        table = extrapolate(as_table(seen))
         for hidden in truth[top + 1 :]:
             step = hidden.flops / truth[top].flops
             if not NEAR[0] <= step < FAR[1]:
@@ -106,6 +115,7 @@ def replay(name: str, runs: Sequence[Run]) -> list[Case]:
             target = Target(params=hidden.params, tokens=hidden.tokens, flops=hidden.flops)
             made = forecast(seen, target, seed_sd=seed_sd, draws=DRAWS)
             point, low, high = pairs_bootstrap(seen, target)
+            told = table.predict(hidden.params, hidden.tokens, hidden.flops)
             cases.append(
                 Case(
                     sweep=name,
@@ -121,9 +131,16 @@ def replay(name: str, runs: Sequence[Run]) -> list[Case]:
                     bootstrap_point=point,
                     bootstrap_low=low,
                     bootstrap_high=high,
+                    table_point=told.loss,
+                    table_low=told.low,
+                    table_high=told.high,
                 )
             )
     return cases
+
+
+def as_table(runs: Sequence[Run]) -> RunTable:
+    return RunTable(**{name: np.array([getattr(run, name) for run in runs]) for name in COLUMNS})
 
 
 def pairs_bootstrap(runs: Sequence[Run], target: Target) -> tuple[float, float, float]:
@@ -141,9 +158,13 @@ def pairs_bootstrap(runs: Sequence[Run], target: Target) -> tuple[float, float, 
 
 
 def print_table(cases: Sequence[Case]) -> None:
-    heading = f"{'sweep':14}{'step':>6}{'cases':>7} |{'inside':>8}{'|error|':>9}{'half-width':>12} |"
-    print(heading + f"{'inside':>8}{'|error|':>9}   additive  line (median error)")
-    print(f"{'':27} |{'forecast (90 % band)':>29} |{'pairs bootstrap':>17}")
+    print(
+        f"{'':27} |{'forecast (90 % band)':>29} |{'predict (any table)':>29} |{'pairs bootstrap':>17} |"
+        f"{'median error':>16}"
+    )
+    columns = f"{'inside':>8}{'|error|':>9}{'half-width':>12} |"
+    heading = f"{'sweep':14}{'step':>6}{'cases':>7} |{columns}{columns}{'inside':>8}{'|error|':>9} |"
+    print(f"{heading}{'additive':>9}{'line':>7}")
     names = [*dict.fromkeys(case.sweep for case in cases), "all", "established"]
     for name in names:
         for label, (least, most) in (("3x", NEAR), ("10x", FAR)):
@@ -160,15 +181,18 @@ def table_row(name: str, label: str, group: Sequence[Case]) -> str:
         errors = [math.log(getattr(case, field) / case.actual) for case in group]
         return 100 * statistics.median([abs(value) for value in errors] if absolute else errors)
 
-    inside = sum(case.low <= case.actual <= case.high for case in group)
-    inside_bootstrap = sum(case.bootstrap_low <= case.actual <= case.bootstrap_high for case in group)
-    half = 50 * statistics.median([math.log(case.high / case.low) for case in group])
+    def interval(prefix: str) -> str:
+        inside = sum(getattr(case, prefix + "low") <= case.actual <= getattr(case, prefix + "high") for case in group)
+        return f"{inside:4d} {100 * inside / len(group):2.0f}%{error(prefix + 'point', absolute=True):8.2f}%"
+
+    def half_width(prefix: str) -> str:
+        widths = [math.log(getattr(case, prefix + "high") / getattr(case, prefix + "low")) for case in group]
+        return f"{50 * statistics.median(widths):11.2f}%"
+
     return (
-        f"{name:14}{label:>6}{len(group):7d} |{inside:4d} {100 * inside / len(group):2.0f}%"
-        f"{error('point', absolute=True):8.2f}%{half:11.2f}% |"
-        f"{inside_bootstrap:4d} {100 * inside_bootstrap / len(group):2.0f}%"
-        f"{error('bootstrap_point', absolute=True):8.2f}%"
-        f"   {error('additive', absolute=False):+7.2f}% {error('line', absolute=False):+6.2f}%"
+        f"{name:14}{label:>6}{len(group):7d} |{interval('')}{half_width('')} |"
+        f"{interval('table_')}{half_width('table_')} |"
+        f"{interval('bootstrap_')} |{error('additive', absolute=False):+8.2f}%{error('line', absolute=False):+6.2f}%"
     )
 
 

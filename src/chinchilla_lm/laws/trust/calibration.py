@@ -24,11 +24,13 @@ from chinchilla_lm.laws.forms.law import Floats, require_positive
 from chinchilla_lm.laws.table import RunTable
 from chinchilla_lm.laws.trust.bracket import Run, fit_bracket, sort_ladder, steepens
 from chinchilla_lm.laws.trust.cuts import Answers, CutFits, choose_cuts, fit_cuts
+from chinchilla_lm.laws.trust.form_family import SEED_NOISE
 from chinchilla_lm.laws.trust.inflation import LEARNT, Inflation, OwnErrors, own_errors
 
 _FARTHEST_DECADES = 2.0  # the public sets test 3x to 100x beyond the runs
 _FAILED_SQUARE = 4.0  # own errors twice as large as the public sets': the table does not follow a law
 _FEWEST_ON_RUNG = 3  # a half-decade of fewer runs says nothing of its optimum
+_SIZES_TRIED = 400  # of one budget: 3 % apart over a factor 1e5
 _OFF_PATH = 3.0  # tokens per param outside those of the runs by more than this factor
 
 
@@ -139,6 +141,38 @@ class Extrapolation:
             warnings=warnings,
         )
 
+    def predict_optimum(self, flops: float, level: float = 0.9) -> Prediction:
+        """Predict the best run of a budget: the size at which the point is least.
+
+        Args:
+            flops: C > 0, counted as in the table; split as k N D with the k of the table's highest runs.
+            level: of the intervals, in (0, 1).
+
+        Returns:
+            The prediction at the best size whose tokens per param lie within those of the runs, or a factor 3 beyond;
+            a best size at the end of that range is no optimum, and `warnings` says so.
+
+        Raises:
+            PlanError: as `predict`.
+        """
+        require_positive(flops, "flops")
+        runs = self.fits.table
+        product = flops / self.flops_per_param_token
+        per_param = runs.tokens / runs.params
+        ratios: Floats = np.geomspace(per_param.max() * _OFF_PATH, per_param.min() / _OFF_PATH, _SIZES_TRIED)
+        params = np.sqrt(product / ratios)
+        losses = self.fits.ask(params, product / params, np.full(_SIZES_TRIED, flops)).point[-1]
+        best = int(losses.argmin())
+        made = self.predict(float(params[best]), float(product / params[best]), flops, level)
+        if best not in (0, _SIZES_TRIED - 1):
+            return made
+        end = "small" if best == 0 else "large"
+        edge = (
+            f"the best size for {flops:.3g} FLOPs lies at the {end} end of what the runs cover "
+            f"({per_param.min():.3g} to {per_param.max():.3g} tokens per param); add runs beyond that end"
+        )
+        return replace(made, established=False, warnings=(edge, *made.warnings))
+
     def under(self, inflation: Inflation) -> Extrapolation:
         """Return the same fits under other constants of the error model."""
         return replace(self, inflation=inflation, own=_own(self.fits, inflation))
@@ -244,7 +278,7 @@ def _warnings(made: Extrapolation, params: float, tokens: float, decades: float)
             f"{tokens / params:.3g} tokens per param lie far outside the runs' {per_param.min():.3g} to "
             f"{per_param.max():.3g}; add runs of that kind"
         )
-    if _still_steepens(runs, float(made.fits.noise_k[-1])):
+    if _still_steepens(runs):
         warnings.append(
             "the loss falls ever faster with compute up to the largest runs, so they are still too small for a law; "
             "add larger runs"
@@ -252,7 +286,7 @@ def _warnings(made: Extrapolation, params: float, tokens: float, decades: float)
     return tuple(warnings)
 
 
-def _still_steepens(runs: RunTable, noise: float) -> bool:
+def _still_steepens(runs: RunTable) -> bool:
     """Cut the table into half-decades of compute and ask whether the optima of the top three fall ever faster."""
     label = np.round(2 * np.log10(runs.flops)).astype(np.int64)
     names, counts = np.unique(label, return_counts=True)
@@ -263,5 +297,9 @@ def _still_steepens(runs: RunTable, noise: float) -> bool:
     ladder = sort_ladder(
         [Run(**{name: float(getattr(runs, name)[run]) for name in columns}, rung=int(label[run])) for run in kept]
     )
-    bracket = fit_bracket(ladder, seed_sd=noise)
-    return steepens(bracket.rungs, len(bracket.rungs) - 3, max(noise, bracket.fit.noise_sd))
+    bracket = fit_bracket(ladder, seed_sd=SEED_NOISE)
+    residuals = np.array(bracket.fit.residuals)
+    level = np.bincount(ladder.rung_n, residuals) / np.bincount(ladder.rung_n)
+    # Scatter within the rungs: about the law itself it would be large for the very tables that bend away from it.
+    scatter = 1.4826 * float(np.median(np.abs(residuals - level[ladder.rung_n])))
+    return steepens(bracket.rungs, len(bracket.rungs) - 3, max(scatter, SEED_NOISE))
