@@ -159,7 +159,8 @@ class Extrapolation:
         runs = self.fits.table
         product = flops / self.flops_per_param_token
         per_param = runs.tokens / runs.params
-        ratios: Floats = np.geomspace(per_param.max() * _OFF_PATH, per_param.min() / _OFF_PATH, _SIZES_TRIED)
+        ends = math.log(per_param.max() * _OFF_PATH), math.log(per_param.min() / _OFF_PATH)
+        ratios = np.exp(np.linspace(*ends, _SIZES_TRIED))
         params = np.sqrt(product / ratios)
         losses = self.fits.ask(params, product / params, np.full(_SIZES_TRIED, flops)).point[-1]
         best = int(losses.argmin())
