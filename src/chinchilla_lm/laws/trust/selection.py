@@ -31,7 +31,7 @@ Fitter = Callable[[RunTable], Predictor]
 
 FORMS: tuple[FittedForm, ...] = ("additive", "coupled", "kaplan", "overtraining")
 FEWEST_FITTED = 8  # runs below a cut; below it five constants are guesses
-# Published exponents with room to spare (LAWS section 4.1); in units of the loss, so alpha is kappa times the coupled
+# Published exponents (.28 to .37) with room to spare; in units of the loss, so alpha is kappa times the coupled
 # form's own. On six public sweeps they take the coupled form's error from 1.93 to 1.21 % and the additive form's from
 # 1.76 to 1.45 % (bench/forms.py): alone, the sixth constant makes the additive form worse. Kaplan's exponents are none
 # of these.
@@ -41,7 +41,7 @@ WEAK_PRIORS: Mapping[FittedForm, Mapping[str, tuple[float, float]]] = {
     "coupled": _EXPONENTS,
     "overtraining": {"alpha": (0.36, 0.07)},
 }
-_CUT_RATIOS = (3.0, 10.0, 30.0, 100.0)  # of the largest compute; LAWS section 4.1 measures at 10, 30 and 100
+_CUT_RATIOS = (3.0, 10.0, 30.0, 100.0)  # of the largest compute; bench/forms.py measures at 10, 30 and 100
 # Ridge of the stacking weights toward equal shares, relative to the mean squared error: with a handful of cuts the
 # unshrunk weights jump to one form (Stock and Watson 2004 on forecast combinations). Not tuned.
 _TOWARD_EQUAL = 0.1
