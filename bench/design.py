@@ -5,7 +5,8 @@ Run: python bench/design.py [--json] [--draws 300]. About two minutes on one cor
 Every contender's losses are simulated with .3 % of noise from truths that the additive fit holds exactly or only
 nearly; each simulated table is refitted by Huber regression in logs (delta 1.345 sd), and the refit's N*(1e24) and
 L*(1e24) are compared with the truth's: four decades beyond the largest run. Branches share half of the noise variance
-of their trunk. The designs know the additive law of the truth, or published laws without it; none knows what is wrong.
+of their trunk. The designs know the additive law of the truth, or the published laws of other fits; none knows what is
+wrong.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ from scipy.optimize import minimize_scalar
 from chinchilla_lm.laws.fitting.additive import fit_additive
 from chinchilla_lm.laws.fitting.solver import centred_problem, centred_theta, natural_constants, refit
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
-from chinchilla_lm.laws.planning.belief import published_belief
 from chinchilla_lm.laws.planning.candidates import Space
 from chinchilla_lm.laws.planning.costs import CostModel
 from chinchilla_lm.laws.planning.design import Rules, suggest_runs
 from chinchilla_lm.laws.planning.precision import Belief, Goal, Misfit
-from chinchilla_lm.laws.published import published_law
+from chinchilla_lm.laws.published import PUBLISHED_LAWS, published_law
 
 LAW = published_law("besiroglu2024").law
 NOISE_SD = 0.003
@@ -89,7 +89,11 @@ def contenders() -> list[Sweep]:
     params = np.repeat(sizes, 5)
     tokens = 20 * params * np.tile(lengths, 5)
     sweeps.append(Sweep(name="ladder 5 x 5", params=params, tokens=tokens, flops=float((6 * params * tokens).sum())))
-    others = tuple(law for law in published_belief().laws if law != LAW)
+    others = tuple(
+        row.law
+        for row in PUBLISHED_LAWS.values()
+        if isinstance(row.law, AdditiveLaw) and row.law.params_convention == "total" and "besiroglu" not in row.name
+    )
     budget = sweeps[0].flops / 4
     trusting = Misfit(coupling=0.0, drift=0.0, small_scale=0.0)
     branches = CostModel(cooldown_fraction=COOLDOWN)

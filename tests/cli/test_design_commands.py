@@ -93,6 +93,8 @@ def test_a_comparison_finds_the_multiplier(capsys, tmp_path):
         (["design", "--budget", "1e20", "--tokens-per-param", "50", "2"], "holds no run"),
         (["design", "--budget", "1e20", "--goal", "fame"], "--goal"),
         (["design", "--budget", "1e20", "--least-run-flops", "1e21"], "must be below"),
+        (["design", "--budget", "1e20", "--noise-sd", "-1"], ".003 is common"),
+        (["design", "--budget", "1e20", "--plot", "x.pdf"], ".png or .svg"),
         (["compare", "/no/such/a.csv", "/no/such/b.csv"], "/no/such/a.csv"),
     ],
 )

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chinchilla_lm.cli.fit import TableOptions
+from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.core.units import format_flops, parse_count
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def compare(  # noqa: PLR0913 - a command has as many arguments as options
     from chinchilla_lm.laws.table import read_runs
     from chinchilla_lm.laws.trust.multiplier import compare_recipes
 
+    require_picture(plot)
     layout = table.layout()
     runs_a, runs_b = read_runs(a, layout), read_runs(b, layout)
     found = compare_recipes(
@@ -72,6 +74,16 @@ def compare(  # noqa: PLR0913 - a command has as many arguments as options
         console.print(f"drawn: {save_comparison_picture(found, (runs_a, runs_b), names, plot)}")
     if json:
         print(json_format.dumps(found.to_dict(), allow_nan=False))
+
+
+def require_picture(plot: Path | None) -> None:
+    """Refuse a name that no picture can have, before the work takes its seconds.
+
+    Raises:
+        PlanError: neither .png nor .svg.
+    """
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
+        raise PlanError(f"--plot {plot} must end in .png or .svg; rename it")
 
 
 def _print_multiplier(found: Multiplier, names: tuple[str, str], console: Console) -> None:

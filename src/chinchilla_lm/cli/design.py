@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from chinchilla_lm.cli.compare import require_picture
 from chinchilla_lm.cli.fit import TableOptions
 from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.core.files import read_json
@@ -32,7 +33,7 @@ JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 _TABLE = TableOptions()
 _TARGET_OVER_BUDGET = 100.0  # by default, the model in question costs so many times the sweep
 _LARGEST_SHARE = 0.4  # by default, of the budget, what one run may cost
-_LEAST_SHARE = 0.003  # by default, of the largest run, the least
+_LEAST_SHARE, _SMALLEST_FLOPS = 0.003, 1e12  # by default, of the largest run, the least; below 1e12 laws bend
 _DRAWS = 8
 
 
@@ -68,7 +69,7 @@ def design(  # noqa: PLR0913 - a command has as many arguments as options
         law: A published additive law or a law.json, instead of a fit of the runs or all published laws.
         branches: Share of a run that is cooldown, such as .2, to branch runs off one trunk; 0 makes separate runs.
         largest_run_flops: The most that a run may cost; by default .4 of the budget.
-        least_run_flops: The least that a run may cost; by default .003 of the largest.
+        least_run_flops: The least that a run may cost; by default .003 of the largest, and 1e12.
         tokens_per_param: Least and largest tokens per parameter.
         most_runs: Of new ones.
         noise_sd: Of ln loss between seeds; by default what the runs show, or .003.
@@ -88,6 +89,7 @@ def design(  # noqa: PLR0913 - a command has as many arguments as options
     from chinchilla_lm.laws.planning.precision import Goal, Misfit
     from chinchilla_lm.laws.table import read_runs
 
+    require_picture(plot)
     device = None if hardware is None else find_device(hardware, mfu)
     flops = budget_in_flops(parse_budget(budget), device, price)
     finished = None if runs is None else read_runs(runs, table.layout())
@@ -102,7 +104,7 @@ def design(  # noqa: PLR0913 - a command has as many arguments as options
         Goal(flops=target, answers=("size", "loss") if goal == "both" else (goal,)),
         flops,
         space=Space(
-            flops_low=_LEAST_SHARE * largest if least_run_flops is None else parse_count(least_run_flops),
+            flops_low=_least(largest) if least_run_flops is None else parse_count(least_run_flops),
             flops_high=largest,
             tokens_per_param_low=tokens_per_param[0],
             tokens_per_param_high=tokens_per_param[1],
@@ -125,6 +127,10 @@ def design(  # noqa: PLR0913 - a command has as many arguments as options
         console.print(f"drawn: {save_design_picture(made, already, target, plot)}")
     if json:
         print(json_format.dumps(record, allow_nan=False))
+
+
+def _least(largest: float) -> float:
+    return max(_LEAST_SHARE * largest, min(_SMALLEST_FLOPS, 0.1 * largest))
 
 
 def _belief(
@@ -196,7 +202,7 @@ def _print_design(made: Design, belief: Belief, target: float, console: Console)
     console.print(grid)
     for answer, error in made.sd_after.items():
         before = made.sd_before[answer].total
-        start = "unknown" if before > 1 else f"known to {100 * math.expm1(before):.2g} %"
+        start = "unknown" if before > math.log(2) else f"known to {100 * math.expm1(before):.2g} %"
         console.print(
             f"{answer}: {start} before, known to {100 * math.expm1(error.total):.2g} % after "
             f"({100 * math.expm1(error.noise):.2g} % noise, {100 * math.expm1(error.misfit):.2g} % form)"

@@ -75,7 +75,8 @@ class Belief:
     def __post_init__(self) -> None:
         if not self.laws:
             raise PlanError("no law to design for; give one, or runs to fit")
-        require_positive(self.noise_sd, "noise_sd")
+        if not 0 < self.noise_sd <= 1:
+            raise PlanError(f"noise_sd={self.noise_sd!r} must be in (0, 1], a part of the loss; .003 is common")
         if len({law.params_convention for law in self.laws}) > 1:
             raise PlanError("the laws count params differently; give laws of one convention")
 

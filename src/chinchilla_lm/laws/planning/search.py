@@ -116,7 +116,8 @@ def best_set(
         grown = exchange(pool, grown, len(start), budget)
         ends.append((pool.score(grown), grown, stop))
     _, best, stop = min(ends, key=lambda end: end[0])
-    return rebuild(pool, best, len(start), budget, most_runs=max(most_runs, len(best))), stop
+    best = rebuild(pool, best, len(start), budget, most_runs=max(most_runs, len(best)))
+    return best, "budget" if stop == "most_runs" and len(best) < most_runs else stop
 
 
 def grow(

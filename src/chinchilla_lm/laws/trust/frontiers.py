@@ -331,4 +331,6 @@ def _require_runs(a: RunTable, b: RunTable, method: str) -> None:
     fewest = FEWEST_RUNS[method]
     for name, table in (("A", a), ("B", b)):
         if len(table.loss) < fewest:
-            raise FitError(f"recipe {name} has {len(table.loss)} runs, and method {method!r} takes {fewest} or more")
+            raise FitError(
+                f"recipe {name} has {len(table.loss)} runs, and method {method!r} takes {fewest} or more; add runs"
+            )

@@ -181,7 +181,7 @@ def compare_recipes(  # noqa: PLR0913 - two tables, the question and how it is a
         form_sd=float(form_sd[-1]),
         n_a=len(a.loss),
         n_b=len(b.loss),
-        is_paired=is_paired,
+        is_paired=is_paired and chosen != "lines",
         warnings=tuple(warnings),
     )
 
