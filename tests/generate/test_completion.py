@@ -1,55 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
-from chinchilla_lm.core.shapes import ModelShape
-from chinchilla_lm.data.tokenizer import END_OF_TEXT
 from chinchilla_lm.generate.completion import decode_tokens, generate, stream
 from chinchilla_lm.generate.request import Request
 from chinchilla_lm.generate.sampling import GREEDY, Sampling
 from chinchilla_lm.generate.sequence import TextSequence
 from chinchilla_lm.generate.text import end_of_text_ids
-from chinchilla_lm.model.transformer import Transformer, initialise
+from chinchilla_lm.model.transformer import Transformer
 
 PROMPT = "The captain 说: 你好 🚀"
 SEEDED = Sampling(temperature=1.0, seed=5)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    """End of text = 0, then one token a byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {symbol: i for i, symbol in enumerate([END_OF_TEXT, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.add_special_tokens([END_OF_TEXT])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _random_model(layout: str, **changes: object) -> Transformer:
-    """Every weight random (the recipe starts the head at 0, which would make greedy choice a tie)."""
-    extra = {"textbook": {"activation": "gelu"}, "chinchilla": {"activation": "gelu"}}.get(layout, {})
-    sizes = {"vocab": 257, "context": 96, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8}
-    if layout == "chinchilla" or layout == "textbook":
-        sizes["n_kv_heads"] = 4
-    model = Transformer(ModelShape(layout=layout, d_ff=64, **{**sizes, **extra, **changes}))  # type: ignore[arg-type]
-    initialise(model, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
-
-
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    return _random_model("qwen3")
 
 
 def _greedy_without_cache(model: Transformer, token_ids: list[int], count: int) -> list[int]:
@@ -61,20 +28,22 @@ def _greedy_without_cache(model: Transformer, token_ids: list[int], count: int) 
 
 
 @pytest.mark.parametrize("layout", ["qwen3", "llama", "chinchilla", "textbook"])
-def test_the_cache_changes_nothing(layout: str) -> None:
-    model = _random_model(layout).eval()
+def test_the_cache_changes_nothing(layout: str, random_model: Callable[..., Transformer]) -> None:
+    model = random_model(layout)
     prompt_ids = [5, 77, 200, 31, 9]
     cached = list(decode_tokens(model, prompt_ids, max_tokens=40, sampling=GREEDY))
     assert cached == _greedy_without_cache(model, prompt_ids, 40)
 
 
 @pytest.mark.parametrize("layout", ["qwen3", "llama"])
-def test_greedy_equals_transformers_token_by_token(layout: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_greedy_equals_transformers_token_by_token(
+    layout: str, tokenizer: Tokenizer, random_model: Callable[..., Transformer], tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     from chinchilla_lm.model.huggingface import load_model, save_model
 
-    save_model(_random_model(layout), tmp_path / "model")
+    save_model(random_model(layout), tmp_path / "model")
     peer = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     prompt_ids = tokenizer.encode(PROMPT).ids
     expected = peer.generate(
@@ -158,8 +127,8 @@ def test_zero_tokens_are_refused(model: Transformer, tokenizer: Tokenizer) -> No
         generate(model, tokenizer, "a", max_tokens=0)
 
 
-def test_a_diverged_model_is_named_as_such(tokenizer: Tokenizer) -> None:
-    model = _random_model("qwen3")
+def test_a_diverged_model_is_named_as_such(tokenizer: Tokenizer, random_model: Callable[..., Transformer]) -> None:
+    model = random_model("qwen3")
     with torch.no_grad():
         model.embedding.fill_(float("nan"))
     with pytest.raises(ModelError, match="training diverged"):
@@ -171,3 +140,4 @@ def test_the_mode_of_the_model_is_restored(model: Transformer, tokenizer: Tokeni
         model.train(is_training)
         generate(model, tokenizer, "a", max_tokens=2)
         assert model.training is is_training
+    model.eval()

@@ -6,6 +6,7 @@ Never chooses a token.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -76,6 +77,12 @@ class Penalties:
         if last_ids:
             logits_v = logits_v.index_fill(0, torch.tensor(last_ids), -math.inf)
         return logits_v
+
+    def copy(self) -> Penalties:
+        """Return the same past, to be pushed on without changing this one."""
+        other = copy.copy(self)
+        other._counts_v, other._is_seen_v = self._counts_v.clone(), self._is_seen_v.clone()
+        return other
 
     @property
     def _counts_tokens(self) -> bool:

@@ -112,7 +112,10 @@ class TextSequence:
             ConfigError: the constraint and the bad words leave no token.
         """
         logits_v = logits_v.float().cpu()
-        token = self._chooser.choose(logits_v if steered_v is None else steered_v.float().cpu())
+        return self.accept(self._chooser.choose(logits_v if steered_v is None else steered_v.float().cpu()), logits_v)
+
+    def accept(self, token: int, logits_v: torch.Tensor) -> Event | None:
+        """Add a token that was chosen elsewhere (speculative.py) from these logits; returns as `advance`."""
         logprob = self._note_logprob(logits_v, token)
         if token in self._stop_ids:
             return self._finish("stop", "")
@@ -172,8 +175,7 @@ class TokenChooser:
     ) -> None:
         """Args: choice: which of a request's texts; each has its own random numbers, choice 0 those of the seed."""
         self._sampling, self._penalties, self._matcher = sampling, penalties, matcher
-        seed = (sampling.seed + choice * _SEED_STEP) % 2**63
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(choice_seed(sampling, choice))
 
     def choose(self, logits_v: torch.Tensor) -> int:
         """Choose a token from float32 logits on the CPU, and note it.
@@ -193,6 +195,11 @@ class TokenChooser:
         if self._matcher is not None:
             self._matcher.push(token)
         return token
+
+
+def choice_seed(sampling: Sampling, choice: int) -> int:
+    """Return the seed of one of a request's texts; that of the first is the request's."""
+    return (sampling.seed + choice * _SEED_STEP) % 2**63
 
 
 def refuse_diverged(logits_v: torch.Tensor) -> None:

@@ -1,0 +1,65 @@
+"""A tokenizer of bytes and small random models, for all tests of generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from chinchilla_lm.core.shapes import ModelShape
+from chinchilla_lm.data.tokenizer import END_OF_TEXT
+from chinchilla_lm.generate.batching import Scheduler
+from chinchilla_lm.generate.engine import Engine
+from chinchilla_lm.model.transformer import Transformer, initialise
+
+
+def make_random_model(layout: str = "qwen3", *, seed: int = 2, scale: float = 0.2, **changes: object) -> Transformer:
+    """Every weight random (the recipe starts the head at 0, which would make greedy choice a tie)."""
+    sizes = {"vocab": 257, "context": 96, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8}
+    if layout in ("chinchilla", "textbook"):
+        sizes |= {"activation": "gelu", "n_kv_heads": 4}
+    model = Transformer(ModelShape(layout=layout, d_ff=64, **{**sizes, **changes}))  # type: ignore[arg-type]
+    initialise(model, seed=1)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., Transformer]:
+    return make_random_model
+
+
+@pytest.fixture(scope="session")
+def model() -> Transformer:
+    return make_random_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """End of text = 0, then one token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: i for i, symbol in enumerate([END_OF_TEXT, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.fixture
+def start_scheduler(model: Transformer, tokenizer: Tokenizer) -> Iterator[Callable[..., Scheduler]]:
+    """Makes schedulers of the random model (or another), and ends them after the test."""
+    started: list[Scheduler] = []
+
+    def start(slots: int = 4, queue_limit: int = 1000, of: Transformer = model) -> Scheduler:
+        started.append(Scheduler(Engine(of, slots=slots), tokenizer, queue_limit=queue_limit))
+        return started[-1]
+
+    yield start
+    for scheduler in started:
+        scheduler.drain(0)
