@@ -7,8 +7,9 @@ Imports of the laws stand inside the functions, so that `chinchilla --help` need
 from __future__ import annotations
 
 import json as json_format
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -63,6 +64,16 @@ class TableOptions:
     """Read only lines with COLUMN=VALUE; may be repeated."""
     duplicates: Literal["refuse", "keep", "drop"] = "refuse"
     """What becomes of a line that repeats another exactly."""
+
+    def words(self) -> list[str]:
+        """Return the options as they were given, for a command that reads the same file."""
+        given: list[str] = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value != option.default:
+                for each in value if isinstance(value, tuple) else (value,):
+                    given += [f"--{option.name.replace('_', '-')}", shlex.quote(str(each))]
+        return given
 
     def layout(self) -> Layout:
         """Return what the reader is told."""
@@ -199,7 +210,7 @@ def fit(
     for path in _write(record, output):
         console.print(f"wrote {path}")
     console.print("")
-    for line in _next_steps(record, runs, output):
+    for line in _next_steps(record, " ".join([shlex.quote(str(runs)), *table.words()]), output):
         console.print(line)
     if output.json:
         print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
@@ -241,7 +252,7 @@ def _write(record: Mapping[str, Any], output: OutputOptions) -> list[Path]:
     return written
 
 
-def _next_steps(record: Mapping[str, Any], runs: Path, output: OutputOptions) -> list[str]:
+def _next_steps(record: Mapping[str, Any], runs: str, output: OutputOptions) -> list[str]:
     """Return the commands that follow: a model for ten times the compute, and the runs that would tell most."""
     largest = float(record["largest_flops"])
     steps = [f"next runs that tell most:  chinchilla design {runs} --budget {_one_digit(largest)}"]

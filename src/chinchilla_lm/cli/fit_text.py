@@ -64,7 +64,9 @@ def _constants(record: Mapping[str, Any]) -> list[str]:
     for name in constants_of(record):
         interval = intervals.get(name)
         spread, error = "", ""
-        if interval is not None:
+        if interval is not None and interval["low"] == interval["high"]:
+            spread = "fixed by the form"
+        elif interval is not None:
             spread = f"{_end(interval['low'], _digits)} to {_end(interval['high'], _digits)}"
             error = _percent(interval["se"] / abs(record[name])) if interval["se"] is not None and record[name] else ""
         rows.append((name, f"{record[name]:.6g}", spread, error))
@@ -208,7 +210,7 @@ def _digits(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def _flops(flops: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ def exponent_rows(
         comparison: of the forms, or None.
         record: holds approaches and diagnosis, where they were made.
     """
-    answers = (record.get("approaches") or {}).get("answers") or []
+    approaches: Mapping[str, Any] = record.get("approaches") or {}
+    answers: Sequence[Mapping[str, Any]] = approaches.get("answers") or ()
     rows = [
         _row(_NUMBERS[one["approach"]], _MEANINGS[one["approach"]], "approach", one["a"], one["a_interval"])
         for one in answers
@@ -49,7 +50,9 @@ def exponent_rows(
     meaning = f"{_MEANINGS['parametric']} ({fitted.law.form}), {fitted.interval_method}"
     rows.append(_row("3", meaning, "approach", exponent_of_size(fitted.law), own))
     rows += _interval_rows(runs, fitted, request)
-    by_objective = ((record.get("diagnosis") or {}).get("identifiability") or {}).get("a_by_objective") or {}
+    diagnosis: Mapping[str, Any] = record.get("diagnosis") or {}
+    known: Mapping[str, Any] = diagnosis.get("identifiability") or {}
+    by_objective: Mapping[str, float] = known.get("a_by_objective") or {}
     rows += [_row(_short(name), f"approach 3 by {name}", "objective", a, None) for name, a in by_objective.items()]
     if comparison is not None:
         rows += [
@@ -82,7 +85,7 @@ def _interval_rows(runs: RunTable, fitted: Fitted, request: FitRequest) -> list[
 def _row(
     name: str, meaning: str, kind: str, a: float, interval: Interval | Mapping[str, float] | None
 ) -> dict[str, Any]:
-    ends = interval.to_dict() if isinstance(interval, Interval) else interval or {}
+    ends: Mapping[str, float] = interval.to_dict() if isinstance(interval, Interval) else interval or {}
     return {"name": name, "meaning": meaning, "kind": kind, "a": a, "low": ends.get("low"), "high": ends.get("high")}
 
 

@@ -24,6 +24,7 @@ from chinchilla_lm.laws.findings.outlook import (
     optimum_rows,
     spread_evenly,
 )
+from chinchilla_lm.laws.findings.repeats import repetition_warnings, worth_of
 from chinchilla_lm.laws.findings.request import FitRequest
 from chinchilla_lm.laws.findings.valleys import envelope_record, isoflop_record, three_approaches
 from chinchilla_lm.laws.fitting.additive import Fit
@@ -73,10 +74,14 @@ def find_law(table: RunTable, request: FitRequest | None = None) -> dict[str, An
 
 def _parametric_record(runs: RunTable, curves: Sequence[Curve], request: FitRequest) -> dict[str, Any]:
     warnings: list[str] = []
-    comparison = _comparison(runs, request, warnings)
-    form = _chosen_form(request, comparison)
+    comparison = None if request.form == "repetition" else _comparison(runs, request, warnings)
     budgets = budgets_ahead(runs, request.target)
-    fitted = fit_law(runs, form, request, budgets)
+    fitted = fit_law(runs, _chosen_form(request, comparison), request, budgets)
+    residuals = list(fitted.fit.residuals)
+    warnings += repetition_warnings(runs, fitted)
+    runs = worth_of(runs, fitted)  # as itself, unless the law says what repeated text is worth
+    if request.form == "repetition":
+        comparison = _comparison(runs, request, warnings)
     additive = fitted.fit if isinstance(fitted.fit, Fit) else additive_fit(runs, request)
     ahead = _extrapolation(runs, warnings)
     record: dict[str, Any] = {
@@ -89,7 +94,7 @@ def _parametric_record(runs: RunTable, curves: Sequence[Curve], request: FitRequ
         "diagnosis": None,
         "comparison": None if comparison is None else comparison.to_dict(),
         "draws": _kept_draws(fitted),
-        "residuals": list(fitted.fit.residuals),
+        "residuals": residuals,
     }
     warnings = [*fitted.warnings, *warnings]
     if request.target is not None:
