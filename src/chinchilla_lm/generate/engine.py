@@ -7,15 +7,21 @@ once; it knows nothing of sampling or text (completion.py and batching.py do). N
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
+from chinchilla_lm.generate.kernel_form import KernelForm
 from chinchilla_lm.generate.torch_form import TorchForm
 from chinchilla_lm.generate.weights import WeightsType
+from chinchilla_lm.model.decoding import obstacle
 from chinchilla_lm.model.transformer import Transformer
+
+LARGEST_FLOAT32_PARAMS = 1 << 24
+"""Above it "auto" weights are bfloat16: 64 MB of float32 take about 5 ms a token to read on one core."""
 
 
 class Engine:
@@ -46,7 +52,8 @@ class Engine:
             model: any layout, on any device; not changed.
             slots: >= 1.
             capacity: tokens of a slot, 1 to the model's context; None takes the context.
-            weights: "auto" takes float32.
+            weights: "auto" takes float32 for a model of up to 16 million parameters and wherever decode.cpp cannot run,
+                bfloat16 for a larger one, whose speed is that of reading its weights.
 
         Raises:
             ConfigError: slots, capacity or weights out of range.
@@ -61,8 +68,15 @@ class Engine:
         self.vocab = model.shape.vocab
         self.slots = slots
         self.capacity = context if capacity is None else capacity
-        self.weights: WeightsType = "float32" if weights == "auto" else weights
-        self._form = TorchForm(model, slots, self.capacity, self.weights)
+        reason = obstacle(model)
+        if weights == "auto":
+            is_large = not reason and sum(p.numel() for p in model.parameters()) > LARGEST_FLOAT32_PARAMS
+            weights = "bfloat16" if is_large else "float32"
+        self.weights: WeightsType = weights
+        if reason:
+            self._form = TorchForm(model, slots, self.capacity, weights, reason)
+        else:
+            self._form = KernelForm(model, slots, self.capacity, weights)
         self.form: str = self._form.name
         self.form_reason: str = self._form.reason
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
@@ -110,7 +124,7 @@ class Engine:
         return self._forward(slots, [[token] for token in ids], last_only=True)[:, 0]
 
     def extend(self, slot: int, ids: Sequence[int]) -> torch.Tensor:
-        """Add several tokens to a slot (to verify a draft's guesses); their logits, (t, v) float32. Errors as decode."""
+        """Add several tokens to a slot, to verify a draft's guesses; logits (t, v) float32; errors as `decode`."""
         return self._forward([slot], [ids], last_only=False)[0]
 
     def length(self, slot: int) -> int:
@@ -138,6 +152,12 @@ class Engine:
         """
         self._check(0, ids)
         return self._form.hidden(ids)
+
+    @contextmanager
+    def timed(self) -> Iterator[dict[str, float]]:
+        """Within it, measure: at the end the dict holds seconds by part of the step (nothing in form "torch")."""
+        with self._form.timed() as seconds:
+            yield seconds
 
     def _forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], *, last_only: bool) -> torch.Tensor:
         pasts = [len(self._tokens[slot]) for slot in slots]

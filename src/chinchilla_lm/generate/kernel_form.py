@@ -7,6 +7,7 @@ tokens, so a text gets the same logits, bit for bit, alone, in a batch, and read
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from torch import Tensor
 
@@ -43,3 +44,7 @@ class KernelForm:
         """Last hidden states after the final norm, x_td float32; no slot of the engine is touched."""
         every = range(len(ids))
         return self._decoder.step(ids, [self._spare] * len(ids), every, every, has_logits=False)[0]
+
+    def timed(self) -> AbstractContextManager[dict[str, float]]:
+        """Within it, add up the seconds of each part of the steps."""
+        return self._decoder.timed()

@@ -8,6 +8,7 @@ their last token, so that the model's own blocks run unchanged. It knows nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,10 @@ class TorchForm:
     def hidden(self, ids: Sequence[int]) -> Tensor:
         """Last hidden states after the final norm, x_td float32; no slot is touched."""
         return self._model.hidden(torch.tensor([list(ids)], device=self._device))[0].float()
+
+    def timed(self) -> AbstractContextManager[dict[str, float]]:
+        """Nothing is measured here: torch's own profiler knows more."""
+        return nullcontext({})
 
     def _chunks(
         self, slots: Sequence[int], pasts: Sequence[int], ids: Sequence[Sequence[int]], last_only: bool
