@@ -153,25 +153,24 @@ def test_the_default_interval_covers_within_three_points(simulate, truth):
             assert abs(count / 1000 - level) < slack, (name, level)
 
 
-def test_wild_and_pairs_see_noise_that_grows_and_curvature_does_not(simulate, truth):
+def test_wild_draws_see_noise_that_differs_and_curvature_does_not(simulate):
     """Noise ten times as large at the lowest budget, where the law's tilt is read: the iid formulas are too narrow."""
     quiet = simulate(seed=3, noise=0.0)
     noise = np.repeat([0.02, 0.002, 0.002, 0.002, 0.002], 7)
     rng = np.random.default_rng(2)
-    spread, found = [], {"delta": [], "pairs": [], "wild": []}
+    alphas, found = [], {"delta": [], "wild": []}
     for seed in range(30):
         loss = quiet.loss * np.exp(noise * rng.standard_normal(35))
         table = RunTable(params=quiet.params, tokens=quiet.tokens, flops=quiet.flops, loss=loss)
         fit = fit_additive(table.params, table.tokens, table.loss, delta=1.0)
-        spread.append(fit.law.alpha)
+        alphas.append(fit.law.alpha)
         found["delta"].append(parameter_intervals(table, fit, method="delta").ranges["alpha"].se)
-        for scheme in ("pairs", "wild"):
-            kind = Resampling(scheme=scheme, draws=150, seed=seed)
-            made = parameter_intervals(table, fit, method="bootstrap", level=0.68, resampling=kind).ranges["alpha"]
-            found[scheme].append((made.high - made.low) / 2)
-    real = np.std(spread)
-    assert np.median(found["wild"]) == pytest.approx(real, rel=0.45)
-    assert abs(math.log(np.median(found["wild"]) / real)) < abs(math.log(np.median(found["delta"]) / real)) + 0.05
+        kind = Resampling(scheme="wild", draws=150, seed=seed)
+        made = parameter_intervals(table, fit, method="bootstrap", level=0.68, resampling=kind).ranges["alpha"]
+        found["wild"].append((made.high - made.low) / 2)
+    real = np.std(alphas)  # of 30: known to 13 %
+    assert np.median(found["wild"]) == pytest.approx(real, rel=0.25)
+    assert np.median(found["delta"]) < 0.8 * real
 
 
 def test_clusters_that_share_an_error_widen_the_interval(truth):
