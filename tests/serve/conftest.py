@@ -46,11 +46,13 @@ class Live:
     log: io.StringIO
     thread: threading.Thread
 
+    client: httpx2.Client
+
     def post(self, path: str, body: Any, **options: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body, timeout=60, **options)
+        return self.client.post(path, json=body, **options)
 
     def get(self, path: str, **options: Any) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=60, **options)
+        return self.client.get(path, **options)
 
 
 def make_folder(folder: Path, *, context: int = CONTEXT, template: str | None = TEMPLATE) -> Path:
@@ -82,9 +84,12 @@ def run_live(folder: Path, settings: ServerSettings) -> Iterator[Live]:
     thread.start()
     while not server.started:
         time.sleep(0.01)
+    url = f"http://127.0.0.1:{port}"
+    client = httpx2.Client(base_url=url, timeout=60, trust_env=False)
     try:
-        yield Live(url=f"http://127.0.0.1:{port}", port=port, served=served, server=server, log=log, thread=thread)
+        yield Live(url=url, port=port, served=served, server=server, log=log, thread=thread, client=client)
     finally:
+        client.close()
         server.should_exit = True
         thread.join(30)
         served.close(1.0)

@@ -26,7 +26,7 @@ class ApiError(ChinchillaError):
         """See the class; `kind` follows from the status if it is None."""
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = " ".join(message.split())  # one line, whatever the client's words in it
         self.kind = kind or _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.param = param
         self.code = code

@@ -31,7 +31,7 @@ from chinchilla_lm.serve.token_text import TokenText
 
 LONGEST_NAME = 128
 NORMALISER_SHRINKS = 8
-"""Characters that a tokenizer's normaliser may make into one: composing (NFKC) and stripping accents make 3 or 4 one."""
+"""Characters that a tokenizer's normaliser may make into one: composing (NFKC) and stripping accents make 3 or 4."""
 
 WeightsWord = Literal["auto", "float32", "bfloat16", "int8"]
 

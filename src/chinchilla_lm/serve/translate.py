@@ -116,12 +116,12 @@ def read_constraint(form: ResponseFormat | None) -> Constraint | None:
             rule = "is missing" if part is None else f"belongs to type {name}, not {form.type}"
             raise bad_field(f"response_format.{name}", f"{rule}; give exactly what the type needs")
     if form.json_schema is not None:
-        return JsonConstraint(schema=form.json_schema.schema)
+        return JsonConstraint(schema=form.json_schema.schema, is_compact=True)  # a small model may write blanks for ever
     if form.regex is not None:
         return RegexConstraint(pattern=form.regex)
     if form.labels is not None:
         return LabelConstraint(labels=form.labels)
-    return JsonConstraint(schema={"type": "object"}) if form.type == "json_object" else None
+    return JsonConstraint(schema={"type": "object"}, is_compact=True) if form.type == "json_object" else None
 
 
 def _request(

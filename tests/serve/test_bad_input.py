@@ -1,0 +1,223 @@
+"""What no client should send: 400 with OpenAI's error shape for all of it, never a 5xx, and the server lives on."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chinchilla_lm.serve.strict_json import JsonRefused, parse_json
+
+GOOD: dict[str, dict[str, Any]] = {
+    "/v1/completions": {
+        "model": "tiny",
+        "prompt": "The sea",
+        "max_tokens": 2,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "n": 1,
+        "stop": ["x"],
+        "logprobs": 1,
+        "echo": False,
+        "seed": 1,
+        "logit_bias": {"5": 1},
+        "stream": False,
+        "stream_options": None,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
+        "repetition_penalty": 1.1,
+        "bad_words": ["hello"],
+        "best_of": 2,
+        "response_format": {"type": "text"},
+    },
+    "/v1/chat/completions": {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}],
+        "max_completion_tokens": 2,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 1,
+        "response_format": {"type": "labels", "labels": ["a", "b"]},
+    },
+    "/v1/embeddings": {"model": "tiny", "input": ["a", "b"], "encoding_format": "float"},
+    "/v1/classify": {"model": "tiny", "input": "a"},
+    "/tokenize": {"prompt": "The sea", "add_special_tokens": True},
+    "/detokenize": {"tokens": [1, 2, 3]},
+}
+ODD_VALUES = [
+    None, True, False, 0, 1, -1, 5.5, -0.0, 2**31, 2**63, 2**64, -(2**63), 1e308, "", "a", "\x00", "\ud7ff", "🚀" * 50, "1",
+    [], {}, [[]], [[[]]], [None], [1, "a"], [[1], ["a"]], [2**40], [-1], [1.5], {"a": 1}, {"": None}, "x" * 3000, [0] * 300,
+    "<|endoftext|>", [[0] * 150] * 3, ["a"] * 130, {"type": "json_schema"}, {"type": "regex", "regex": "("}, float("1e-320"),
+]  # fmt: skip
+PROBES = {
+    "nan": b'{"model":"tiny","prompt":"a","temperature":NaN}',
+    "infinity": b'{"model":"tiny","prompt":"a","temperature":-Infinity}',
+    "overflow": b'{"model":"tiny","prompt":"a","temperature":1e999}',
+    "surrogate": b'{"model":"tiny","prompt":"\\ud800"}',
+    "surrogate in a name": b'{"model":"tiny","prompt":"a","\\udfff":1}',
+    "deep lists": b'{"model":"tiny","prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "nested 200": b'{"model":"tiny","prompt":' + b"[" * 200 + b"]" * 200 + b"}",
+    "deep objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+    "bad UTF-8": b'{"model":"tiny","prompt":"\xff\xfe"}',
+    "overlong UTF-8": b'{"model":"tiny","prompt":"\xc0\xaf"}',
+    "5000 digits": b'{"model":"tiny","prompt":"a","max_tokens":' + b"9" * 5000 + b"}",
+    "twice": b'{"model":"tiny","prompt":"a","prompt":"b"}',
+    "empty": b"",
+    "not json": b"prompt=a",
+    "two documents": b'{"model":"tiny","prompt":"a"}{}',
+    "a list": b"[]",
+    "UTF-16": '{"model":"tiny","prompt":"a"}'.encode("utf-16"),
+    "byte order mark": b"\xef\xbb\xbf" + b'{"model":"tiny","prompt":"a"}',
+    "a million values": b'{"model":"tiny","prompt":[' + b"1," * 1_000_000 + b"1]}",
+    "temperature below 0": b'{"model":"tiny","prompt":"a","temperature":-1}',
+    "no new tokens": b'{"model":"tiny","prompt":"a","max_tokens":0}',
+    "id outside": b'{"model":"tiny","prompt":[100000]}',
+    "empty prompts": b'{"model":"tiny","prompt":[]}',
+    "unknown form": b'{"model":"tiny","prompt":"a","response_format":{"type":"yaml"}}',
+}
+
+
+def post(live, path: str, content: bytes, **headers: str) -> httpx2.Response:
+    return live.client.post(path, content=content, headers={"content-type": "application/json", **headers})
+
+
+def check_answer(answer: httpx2.Response) -> None:
+    assert answer.status_code < 500, answer.text
+    if answer.status_code >= 400:
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["message"]
+        assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
+def test_a_malformed_body_is_a_400(live, probe):
+    answer = post(live, "/v1/completions", probe)
+    assert answer.status_code == 400 if len(probe) < live.server._limits.max_body_bytes else 413
+    check_answer(answer)
+    assert live.get("/health").status_code == 200
+
+
+def test_a_body_of_another_kind_is_refused(live):
+    good = json.dumps(GOOD["/tokenize"]).encode()
+    assert post(live, "/tokenize", good, **{"content-type": "text/plain"}).status_code == 415
+    assert post(live, "/tokenize", good, **{"content-encoding": "gzip"}).status_code == 415
+    assert post(live, "/tokenize", good).status_code == 200
+
+
+def test_unknown_routes_and_methods_have_the_error_shape(live):
+    assert live.get("/v1/nothing").status_code == 404
+    wrong = live.get("/v1/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    check_answer(wrong)
+    for path in ("/page/../../cli/serve.py", "/page/%2e%2e/app.py", "//etc/passwd", "/%00", "/" + "a" * 5000):
+        answer = live.get(path)
+        assert answer.status_code == 404, path
+        check_answer(answer)
+
+
+def test_the_good_bodies_are_good(live):
+    for path, body in GOOD.items():
+        assert live.post(path, body).status_code == (404 if path == "/v1/classify" else 200), path
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_mutated_bodies_never_break_the_server(live, seed):
+    mutate_and_ask(live, random.Random(seed))
+
+
+@pytest.mark.torture
+def test_ten_thousand_mutations_never_break_the_server(live):
+    """S1: 10,000 mutations, no 5xx, no hang, memory bounded, the server still answers."""
+    before = resident_bytes()
+    statuses: dict[int, int] = {}
+    for seed in range(10_000):
+        status = mutate_and_ask(live, random.Random(seed))
+        statuses[status] = statuses.get(status, 0) + 1
+    grown = resident_bytes() - before
+    print(f"statuses {statuses}, memory grown by {grown / 2**20:.1f} MB")
+    assert grown < 50 << 20
+    assert live.get("/health").status_code == 200
+
+
+def mutate_and_ask(live, rng: random.Random) -> int:
+    path = rng.choice(list(GOOD))
+    body = json.loads(json.dumps(GOOD[path]))
+    for _ in range(rng.randint(1, 3)):
+        mutate(body, rng)
+    content = json.dumps(body, allow_nan=True).encode()
+    if rng.random() < 0.2:  # also below JSON
+        content = bytearray(content)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(content)) if content else 0
+            if content and rng.random() < 0.5:
+                content[at] = rng.randrange(256)
+            else:
+                del content[at : at + 1]
+    answer = post(live, path, bytes(content))
+    check_answer(answer)
+    return answer.status_code
+
+
+def mutate(body: Any, rng: random.Random) -> None:
+    """Change one value, name or entry somewhere in a body."""
+    while isinstance(body, (dict, list)) and body:
+        place = rng.choice(list(body)) if isinstance(body, dict) else rng.randrange(len(body))
+        if isinstance(body[place], (dict, list)) and body[place] and rng.random() < 0.5:
+            body = body[place]
+            continue
+        kind = rng.random()
+        if kind < 0.7:
+            body[place] = rng.choice(ODD_VALUES)
+        elif kind < 0.85:
+            del body[place]
+        elif isinstance(body, dict):
+            body["".join(rng.choices(string.printable, k=rng.randint(0, 8)))] = rng.choice(ODD_VALUES)
+        else:
+            body.append(rng.choice(ODD_VALUES))
+        return
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(), st.lists, max_leaves=20))
+def test_strict_json_reads_what_python_writes(value):
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+@given(st.binary(max_size=60))
+def test_strict_json_refuses_or_reads_any_bytes(content):
+    try:
+        parse_json(content)
+    except JsonRefused as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.torture
+def test_schemathesis_finds_no_server_error(live):
+    """S1: schemathesis over the served /openapi.json."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.checks import not_a_server_error
+
+    schema = schemathesis.openapi.from_url(live.url + "/openapi.json")
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+        @given(case=operation.as_strategy())
+        def ask(case):
+            case.call_and_validate(checks=[not_a_server_error])
+
+        ask()
