@@ -46,7 +46,7 @@ ADDITIVE_WEIGHT = (
 )
 STEEPENING_WEIGHT = 0.25  # the same where the slope does not flatten; dev/LOG.md 2026-11-21, "Steepening"
 # Two rungs, or three whose slope still grows, do not show how the slope will change, and below 1e13 FLOPs it grows: six
-# such ladders of our own missed by .04 to .39 of the predicted fall of ln L, rms .24, twice what public tables teach
+# such ladders of our own missed by .04 to .39 of the predicted fall of ln L, rms .23, twice what public tables teach
 # (bench/RESULTS.md, 20, 10 and 5 minutes; dev/LOG.md 2026-11-21 "Steepening").
 UNTESTED_DROP = 2.0
 _CUT_WEIGHT = 0.5  # of one own back-test beside the public ones, as in `inflation`
