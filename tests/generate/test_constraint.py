@@ -36,7 +36,7 @@ PATTERNS = [
     r"(yes|no|maybe), (19|20)\d\d-[01]\d",
     r"-?\d{1,6}(\.\d{1,3})?",
     r"[一-龥]{2,5}。",
-    r"[\w.]{1,10}@[a-z]{2,8}\.(com|org)",
+    r"[a-z\d.]{1,10}@[a-z]{2,8}\.(com|org)",
     r"(🚀|né|\t){1,4}end",
     r"a?b?",
 ]
@@ -153,7 +153,6 @@ def test_a_label_that_begins_another_needs_an_end(tokenizer: Tokenizer) -> None:
         RegexConstraint(pattern="[a"),
         RegexConstraint(pattern="a(?=b)"),
         RegexConstraint(pattern=r"(a)\1"),
-        RegexConstraint(pattern="((a{1,1000}){1,1000}){1,1000}"),
         JsonConstraint(schema={"type": "unknown"}),
         JsonConstraint(schema={"not": {"type": "string"}}),
         JsonConstraint(schema={"$ref": "https://example.com/schema"}),
@@ -167,6 +166,15 @@ def test_a_form_that_cannot_be_enforced_is_refused_in_one_line(tokenizer: Tokeni
         compile_constraint(constraint, tokenizer, 257, [0])
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+@needs_library
+@pytest.mark.parametrize("pattern", ["((a{1,1000}){1,1000}){1,1000}", "(.*a){30}", "(.{1,200}x){1,100}|(.*b.{1,500}c)"])
+def test_an_expression_that_explodes_in_other_engines_is_followed(tokenizer: Tokenizer, pattern: str) -> None:
+    matcher = compile_constraint(RegexConstraint(pattern=pattern), tokenizer, 257, [0])
+    for seed in range(50):
+        logits_v = matcher.mask(torch.randn(257, generator=torch.Generator().manual_seed(seed)))
+        matcher.push(int(logits_v.argmax()))
 
 
 @needs_library

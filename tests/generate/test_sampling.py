@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from chinchilla_lm.core.errors import ConfigError
-from chinchilla_lm.generate.sampling import GREEDY, Sampling, choose_tokens, token_probabilities
+from chinchilla_lm.generate.sampling import GREEDY, Sampling, choose_tokens, draw_tokens, token_probabilities
 
 DRAWS = 20_000
 
@@ -120,3 +120,20 @@ def test_a_tiny_temperature_is_greedy_and_not_nan() -> None:
 def test_a_wrong_setting_is_refused_with_its_rule(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be"):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def test_of_equally_likely_tokens_top_p_keeps_as_many_as_transformers() -> None:
+    from transformers import TopPLogitsWarper
+
+    logits_bv = torch.tensor([[0.0] * 8, [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
+    for top_p in (0.05, 0.3, 0.5, 0.8):
+        actual = token_probabilities(logits_bv, Sampling(temperature=1.0, top_p=top_p)) > 0
+        assert actual.sum(-1).tolist() == TopPLogitsWarper(top_p)(None, logits_bv).isfinite().sum(-1).tolist()
+        assert actual[0].tolist() == sorted(actual[0].tolist(), reverse=True)  # the first of them
+
+
+def test_a_token_without_probability_never_comes() -> None:
+    probabilities_bv = torch.tensor([[0.0, 1e-30, 0.0, 1.0, 0.0]] * 2)
+    for seed in range(200):
+        tokens = draw_tokens(probabilities_bv, torch.Generator().manual_seed(seed))
+        assert set(tokens.tolist()) <= {1, 3}

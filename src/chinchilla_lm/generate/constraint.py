@@ -28,7 +28,8 @@ LONGEST_MESSAGE = 200  # characters of the compiler's complaint that a user read
 class RegexConstraint:
     """The whole text matches a regular expression.
 
-    Rust's syntax (as Python's without look-around and back-references); `.` matches any character but a line feed.
+    Rust's syntax: as Python's without look-around and back-references; `.` is any character but a line feed, and word
+    characters and digits are Unicode's (accents that follow a letter included).
     """
 
     pattern: str

@@ -44,17 +44,16 @@ class Penalties:
         self._bad_words = [list(word) for word in bad_words if len(word) > 1]
         self._longest_bad_word = max(map(len, self._bad_words), default=1)
         self._tail = list(prompt_ids[-self._longest_bad_word :])
-        self._counts_v = torch.zeros(vocab if self._counts_tokens else 0)
-        self._is_seen_v = torch.zeros(vocab if sampling.repetition_penalty != 1 else 0, dtype=torch.bool)
-        if len(self._is_seen_v):
-            self._is_seen_v[list(prompt_ids)] = True
+        self._seen: dict[int, None] = dict.fromkeys(prompt_ids)
+        self._seen_ids = torch.tensor(list(self._seen), dtype=torch.int64)
+        self._counts: dict[int, int] = {}
 
     def push(self, token: int) -> None:
         """Note a token of the text."""
-        if len(self._counts_v):
-            self._counts_v[token] += 1
-        if len(self._is_seen_v):
-            self._is_seen_v[token] = True
+        self._counts[token] = self._counts.get(token, 0) + 1
+        if token not in self._seen:
+            self._seen[token] = None
+            self._seen_ids = torch.cat([self._seen_ids, torch.tensor([token])])
         if self._bad_words:
             self._tail = [*self._tail, token][-self._longest_bad_word :]
 
@@ -63,14 +62,14 @@ class Penalties:
         sampling = self._sampling
         if len(self._bias_ids):
             logits_v = logits_v.index_add(0, self._bias_ids, self._biases)
-        if len(self._is_seen_v):
-            penalty = sampling.repetition_penalty
-            penalised_v = torch.where(logits_v < 0, logits_v * penalty, logits_v / penalty)
-            logits_v = torch.where(self._is_seen_v, penalised_v, logits_v)
-        if len(self._counts_v):
-            penalty_v = sampling.frequency_penalty * self._counts_v
-            penalty_v += sampling.presence_penalty * (self._counts_v > 0)
-            logits_v = logits_v - penalty_v
+        if sampling.repetition_penalty != 1:
+            seen = logits_v[self._seen_ids]
+            seen = torch.where(seen < 0, seen * sampling.repetition_penalty, seen / sampling.repetition_penalty)
+            logits_v = logits_v.index_copy(0, self._seen_ids, seen)
+        if self._counts and (sampling.presence_penalty or sampling.frequency_penalty):
+            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
+            penalties = -sampling.presence_penalty - sampling.frequency_penalty * counts
+            logits_v = logits_v.index_add(0, torch.tensor(list(self._counts)), penalties)
         if len(self._banned_ids):
             logits_v = logits_v.index_fill(0, self._banned_ids, -math.inf)
         last_ids = [word[-1] for word in self._bad_words if self._tail[1 - len(word) :] == word[:-1]]
@@ -81,12 +80,8 @@ class Penalties:
     def copy(self) -> Penalties:
         """Return the same past, to be pushed on without changing this one."""
         other = copy.copy(self)
-        other._counts_v, other._is_seen_v = self._counts_v.clone(), self._is_seen_v.clone()
+        other._seen, other._counts = dict(self._seen), dict(self._counts)
         return other
-
-    @property
-    def _counts_tokens(self) -> bool:
-        return self._sampling.presence_penalty != 0 or self._sampling.frequency_penalty != 0
 
 
 def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from chinchilla_lm.core.errors import ConfigError
@@ -18,9 +19,6 @@ from chinchilla_lm.core.errors import ConfigError
 SMALLEST_TEMPERATURE = 1e-6  # float32 has 1e-7 of relative precision: below this, dividing the logits says nothing new
 LARGEST_PENALTY = 2.0  # OpenAI's bound on presence and frequency penalties, of either sign
 LARGEST_BIAS = 100.0  # OpenAI's bound on a logit bias, of either sign: bans or forces a token for all ordinary logits
-SORTED_FIRST = 1024
-"""Tokens that top-p sorts at first; all are sorted only if these do not reach p. On one core and a vocabulary of 49,152
-`topk` of 1024 takes 0.5 ms and a whole sort 4 ms (2026-11-22)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +101,22 @@ def choose_tokens(logits_bv: torch.Tensor, sampling: Sampling, generator: torch.
     """
     if sampling.temperature == 0:
         return logits_bv.argmax(dim=-1)
-    probabilities_bv = token_probabilities(logits_bv, sampling)
-    return torch.multinomial(probabilities_bv, 1, generator=generator)[:, 0]
+    return draw_tokens(token_probabilities(logits_bv, sampling), generator)
+
+
+def draw_tokens(probabilities_bv: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw one token for each row, (rows,) int64: where the running sum of the probabilities passes a uniform number.
+
+    One random number a row: 0.07 ms at a vocabulary of 49,152, `torch.multinomial` 1.5 ms (one core, 2026-11-22). Sums
+    in float64, so that a token of probability 0 never comes and the last tokens keep their share.
+    """
+    reached_bv = probabilities_bv.double().cumsum(dim=-1)
+    size = (len(probabilities_bv), 1)
+    uniform_b1 = torch.rand(size, dtype=torch.float64, generator=generator, device=probabilities_bv.device)
+    tokens_b1 = torch.searchsorted(reached_bv, uniform_b1 * reached_bv[:, -1:], right=True)
+    # A uniform number next to 1 may round up to the whole sum: then the last token that has a probability.
+    last_b1 = torch.searchsorted(reached_bv, reached_bv[:, -1:].contiguous())
+    return torch.minimum(tokens_b1, last_b1)[:, 0]
 
 
 def token_probabilities(logits_bv: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -140,12 +152,15 @@ def _keep_top_k(logits_bv: torch.Tensor, top_k: int) -> torch.Tensor:
 
 
 def _keep_top_p(logits_bv: torch.Tensor, top_p: float) -> torch.Tensor:
+    # The test of `transformers`: a token is cut if it and all less likely ones have 1 - p together; one token stays.
+    # numpy sorts 49,152 floats in 0.16 ms, torch in 4.4 ms (one core with AVX-512, 2026-11-22), but gives no order; so
+    # the least kept probability is found first, and of tokens that tie with it the first stay.
     probabilities_bv = logits_bv.softmax(dim=-1)
-    sorted_bv, order_bv = probabilities_bv.topk(min(SORTED_FIRST, probabilities_bv.shape[-1]), dim=-1)
-    reached_bv = sorted_bv.cumsum(dim=-1)
-    if sorted_bv.shape[-1] < probabilities_bv.shape[-1] and bool((reached_bv[:, -1] < top_p).any()):
-        sorted_bv, order_bv = probabilities_bv.sort(dim=-1, descending=True, stable=True)
-        reached_bv = sorted_bv.cumsum(dim=-1)
-    # A token is kept while the more likely ones do not reach p; so the first always is.
-    is_kept_bv = torch.zeros_like(logits_bv, dtype=torch.bool).scatter_(-1, order_bv, reached_bv - sorted_bv < top_p)
+    rising_bv = torch.from_numpy(np.sort(probabilities_bv.cpu().numpy(), axis=-1)).to(logits_bv.device)
+    vocab = logits_bv.shape[-1]
+    cut_b1 = (rising_bv.cumsum(dim=-1) <= 1 - top_p).sum(dim=-1, keepdim=True).clamp_max(vocab - 1)
+    least_b1 = rising_bv.gather(-1, cut_b1)
+    is_above_bv, is_tied_bv = probabilities_bv > least_b1, probabilities_bv == least_b1
+    room_b1 = vocab - cut_b1 - is_above_bv.sum(dim=-1, keepdim=True)
+    is_kept_bv = is_above_bv | (is_tied_bv & (is_tied_bv.cumsum(dim=-1) <= room_b1))
     return logits_bv.masked_fill(~is_kept_bv, -math.inf)

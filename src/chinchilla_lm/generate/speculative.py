@@ -21,7 +21,7 @@ from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.generate.penalties import Penalties
 from chinchilla_lm.generate.request import Event, Request
-from chinchilla_lm.generate.sampling import Sampling, choose_tokens, token_probabilities
+from chinchilla_lm.generate.sampling import Sampling, choose_tokens, draw_tokens, token_probabilities
 from chinchilla_lm.generate.sequence import TextSequence, choice_seed, refuse_diverged
 from chinchilla_lm.generate.slots import room_after
 from chinchilla_lm.generate.text import end_of_text_ids
@@ -157,7 +157,7 @@ class Speculator:
             is_kept = float(torch.rand((), generator=generator)) * float(q_v[token]) < float(p_v[token])
             if not is_kept:
                 rest_v = (p_v - q_v).clamp_min(0)  # all 0 only if p and q differ by rounding
-                token = int(torch.multinomial(rest_v if bool(rest_v.any()) else p_v, 1, generator=generator))
+                token = int(draw_tokens((rest_v if bool(rest_v.any()) else p_v)[None], generator)[0])
             chosen.append((token, logits_v))
             past.push(token)
             if not is_kept:
@@ -175,7 +175,7 @@ class Speculator:
         logits_v = self._draft.prefill(0, ids)
         while True:
             q_v = token_probabilities(past.apply(logits_v.cpu())[None], sampling)[0]
-            token = int(torch.multinomial(q_v, 1, generator=generator))
+            token = int(draw_tokens(q_v[None], generator)[0])
             guesses.append((token, q_v))
             if len(guesses) == count:
                 return guesses
