@@ -224,6 +224,9 @@ def test_few_runs_are_fitted_and_what_they_cannot_carry_is_said(document, tmp_pa
         (("--method", "isoflop", "--form", "coupled"), "fits no form"),
         (("--method", "isoflop", "--target-flops", "1e22"), "--method parametric"),
         (("--remedy", "law"), "--method isoflop"),
+        (("--seed", "-1"), "--seed -1 must be >= 0"),
+        (("--prior", "--form", "coupled"), "--form additive"),
+        (("--tokens-per-step", "5"), "leave out --tokens-per-step"),
         (("--target-params", "1B"), "names no run; add --target-tokens"),
         (("--target-flops", "1e22", "--target-params", "1B", "--target-tokens", "1B"), "leave out one"),
         (("--target-flops", "many"), "no number"),
@@ -245,6 +248,29 @@ def test_too_few_and_hopeless_runs_have_one_line(command, tmp_path):
     path.write_text("n_params,n_tokens,loss\n1e8,2e9,3\n2e8,3e9,2.9\n")
     assert "cannot determine the law" in refused(command(path))
     assert "No such file" in refused(command(tmp_path / "none.csv"))
+
+
+def test_a_prior_carries_runs_that_are_too_few(document, command, tmp_path):
+    path = tmp_path / "four.csv"
+    rows = [(1e8, 2e9), (3e8, 2e10), (1e9, 2e9), (1e9, 2e10)]
+    path.write_text("n_params,n_tokens,loss\n" + "\n".join(f"{n},{d},{TRUTH.loss(n, d)}" for n, d in rows))
+    assert "give a prior" in refused(command(path))
+    record, _ = document(path, "--prior", *QUICK)
+    assert record["alpha"] == pytest.approx(TRUTH.alpha, abs=0.15)
+
+
+def test_repeated_text_is_told_and_counted_by_its_worth(document, noisy):
+    record, said = document(noisy, *QUICK)
+    assert "49 of 49 runs repeat their text" in said
+    record, said = document(noisy, "--form", "repetition", *QUICK)
+    assert "by what it is worth" in said
+    assert record["repeated_tokens"] > 0
+
+
+def test_hints_repeat_how_the_file_is_read(command, noisy):
+    code, out, err = command(noisy, *QUICK, "--flops-column", "6ND", "--params-unit", "1")
+    assert code == 0, err
+    assert f"chinchilla design {noisy} --flops-column 6ND --params-unit 1 --budget 1e21" in out
 
 
 def test_the_law_file_plans(command, noisy, tmp_path, capsys):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from chinchilla_lm.laws.findings.request import FitRequest, Target
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
+PriorFlag = Annotated[bool, Parameter(negative="")]
 
 
 @Parameter(name="*")
@@ -126,14 +127,18 @@ class FitOptions:
     """Forecast a run of so many tokens."""
     diagnosis: bool = True
     """Look for what may be wrong, and compare the forms."""
+    prior: PriorFlag = False
+    """Believe that alpha and beta lie near .35 (sd .15), as in published laws; for few runs."""
     seed: int = 0
     """Of the resampling."""
 
     def request(self) -> FitRequest:
         """Return what is asked of the runs."""
         from chinchilla_lm.laws.findings.request import FitRequest
+        from chinchilla_lm.laws.fitting.additive import Prior
 
         return FitRequest(
+            prior=Prior() if self.prior else None,
             method=self.method,
             form=self.form,
             objective=self.loss,

@@ -68,7 +68,7 @@ def _constants(record: Mapping[str, Any]) -> list[str]:
             spread = "fixed by the form"
         elif interval is not None:
             spread = f"{_end(interval['low'], _digits)} to {_end(interval['high'], _digits)}"
-            error = _percent(interval["se"] / abs(record[name])) if interval["se"] is not None and record[name] else ""
+            error = _error(interval["se"], record[name])
         rows.append((name, f"{record[name]:.6g}", spread, error))
     return _columns(rows)
 
@@ -207,6 +207,12 @@ def _shown(value: float | None, pattern: str) -> str:
 
 def _digits(value: float) -> str:
     return f"{value:.4g}"
+
+
+def _error(error: float | None, value: float) -> str:
+    if error is None or not value:
+        return ""
+    return _percent(error / abs(value)) if error < 10 * abs(value) else "> 1000 %"
 
 
 def _percent(share: float) -> str:

@@ -123,6 +123,10 @@ def find_columns(header: Sequence[str], layout: Layout, path: Path) -> tuple[dic
         if stated is not None and scale != 1:
             notes.append(f"{quantity}: each number counts {scale:.3g}, as its header {column.name!r} says")
         found[quantity] = Column(place=column.place, name=column.name, scale=scale)
+    if layout.tokens_per_step is not None and "tokens" in found:
+        raise DataError(
+            f"{path} has tokens in column {found['tokens'].name!r}; leave out --tokens-per-step, or rename the column"
+        )
     if "tokens" not in found:
         found["tokens"] = _tokens_by_step(found, header, layout, path)
     return found, notes

@@ -55,6 +55,11 @@ def find_law(table: RunTable, request: FitRequest | None = None) -> dict[str, An
         FitError: runs that determine no law, or a request that conflicts with them.
     """
     request = request or FitRequest()
+    with np.errstate(over="ignore"):  # of an end that the runs set no limit to; it becomes null
+        return cast(dict[str, Any], _finite(_record(table, request)))
+
+
+def _record(table: RunTable, request: FitRequest) -> dict[str, Any]:
     runs, curves = runs_and_curves(table, request)
     if request.method == "isoflop":
         record = isoflop_record(runs, request)
@@ -69,7 +74,7 @@ def find_law(table: RunTable, request: FitRequest | None = None) -> dict[str, An
     record["largest_flops"] = float(runs.flops.max())
     record.setdefault("n_runs", len(runs.loss))
     record["runs"] = _shown_runs(runs, record.pop("residuals", None))
-    return cast(dict[str, Any], _finite(record))
+    return record
 
 
 def _parametric_record(runs: RunTable, curves: Sequence[Curve], request: FitRequest) -> dict[str, Any]:

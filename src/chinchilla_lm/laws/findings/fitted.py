@@ -125,7 +125,7 @@ def fit_law(table: RunTable, form: FittedForm, request: FitRequest, budgets: tup
 
 def additive_fit(table: RunTable, request: FitRequest) -> Fit:
     """Fit the additive form, its law in the request's convention."""
-    found = fit_additive(table.params, table.tokens, table.loss, delta=request.huber_delta)
+    found = fit_additive(table.params, table.tokens, table.loss, delta=request.huber_delta, prior=request.prior)
     return replace(found, law=replace(found.law, params_convention=request.params_convention))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.count import ParamsConvention
+from chinchilla_lm.laws.fitting.additive import Prior
 from chinchilla_lm.laws.fitting.envelope import Schedule
 from chinchilla_lm.laws.fitting.isoflop import Remedy
 
@@ -73,7 +74,8 @@ class FitRequest:
         target: the run to forecast, or None.
         params_convention: which weights N counts.
         diagnosis: look for everything that may be wrong.
-        seed: of the resampling.
+        prior: what is believed of the exponents before any run, of the additive form; None believes nothing.
+        seed: of the resampling, >= 0.
     """
 
     method: Method = "parametric"
@@ -89,6 +91,7 @@ class FitRequest:
     target: Target | None = None
     params_convention: ParamsConvention = "total"
     diagnosis: bool = True
+    prior: Prior | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,6 +112,8 @@ class FitRequest:
             raise FitError(f"--cluster {self.cluster} needs --intervals cluster or wild, whose resamples go by groups")
         if self.intervals not in (None, "profile", "delta") and not self.bootstrap:
             raise FitError(f"--intervals {self.intervals} are made by resampling; give --bootstrap 4000")
+        if self.seed < 0:
+            raise FitError(f"--seed {self.seed} must be >= 0")
         self._check_method()
 
     def _check_method(self) -> None:
@@ -119,6 +124,8 @@ class FitRequest:
                 raise FitError(
                     f"a target needs a loss for every size, which {self.method} lacks; use --method parametric"
                 )
+        if self.prior is not None and (self.form != "additive" or self.method in ("isoflop", "envelope")):
+            raise FitError("--prior is on the exponents of the additive form; use --method parametric --form additive")
         if self.remedy != "none" and self.method != "isoflop":
             raise FitError(f"--remedy {self.remedy} needs --method isoflop")
         if self.form != "additive" and self.intervals in ("profile", "delta", "wild", "parametric"):

@@ -72,6 +72,7 @@ def three_approaches(runs: RunTable, curves: Sequence[Curve], request: FitReques
         schedule=request.schedule,
         target_flops=target,
         delta=request.huber_delta,
+        prior=request.prior,
         params_convention=request.params_convention,
     )
     warnings = list(found.warnings)
