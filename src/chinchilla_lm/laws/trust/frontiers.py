@@ -184,7 +184,7 @@ def shared_frontiers(
     turn = scaled_delta(joint.residuals(first)[: joint.count], n_constants=7)
     theta = joint.solved(first, turn)
     covariance, n_groups = joint.sandwich(theta, turn, np.concatenate(groups))
-    freedom = max(n_groups - 7.0, 1.0)
+    freedom = n_groups - 1.0  # as is usual with cluster-robust errors; the leverages undo what the fit takes
     rng = np.random.default_rng(seed)
     spread = rng.multivariate_normal(np.zeros(7), covariance, size=draws, method="eigh")
     theta_k7 = np.concatenate([theta[None], theta + spread])
