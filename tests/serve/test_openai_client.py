@@ -116,7 +116,10 @@ def test_a_bias_of_100_forces_a_token(client, live):
 
 
 def test_a_chat_is_the_completion_of_its_template(client, live):
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    ]
     chat = client.chat.completions.create(model="tiny", messages=messages, max_completion_tokens=9, temperature=0)
     plain = client.completions.create(
         model="tiny", prompt="system: Be brief.\nuser: Hi\nassistant: ", max_tokens=9, temperature=0
@@ -144,7 +147,9 @@ def test_a_chat_gives_logprobs(client):
     entries = answer.choices[0].logprobs.content
     assert all(len(entry.top_logprobs) == 2 for entry in entries)
     assert all(entry.logprob == entry.top_logprobs[0].logprob for entry in entries)  # greedy takes the likeliest
-    assert b"".join(bytes(entry.bytes) for entry in entries).decode(errors="replace") == answer.choices[0].message.content
+    assert (
+        b"".join(bytes(entry.bytes) for entry in entries).decode(errors="replace") == answer.choices[0].message.content
+    )
 
 
 def test_a_form_is_kept(client):
