@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import random
 import string
@@ -196,13 +197,13 @@ def mutate(body: Any, rng: random.Random) -> None:
             continue
         kind = rng.random()
         if kind < 0.7:
-            body[place] = rng.choice(ODD_VALUES)
+            body[place] = copy.deepcopy(rng.choice(ODD_VALUES))
         elif kind < 0.85:
             del body[place]
         elif isinstance(body, dict):
-            body["".join(rng.choices(string.printable, k=rng.randint(0, 8)))] = rng.choice(ODD_VALUES)
+            body["".join(rng.choices(string.printable, k=rng.randint(0, 8)))] = copy.deepcopy(rng.choice(ODD_VALUES))
         else:
-            body.append(rng.choice(ODD_VALUES))
+            body.append(copy.deepcopy(rng.choice(ODD_VALUES)))
         return
 
 

@@ -116,7 +116,7 @@ def read_constraint(form: ResponseFormat | None) -> Constraint | None:
             rule = "is missing" if part is None else f"belongs to type {name}, not {form.type}"
             raise bad_field(f"response_format.{name}", f"{rule}; give exactly what the type needs")
     if form.json_schema is not None:
-        return JsonConstraint(schema=form.json_schema.schema, is_compact=True)  # a small model may write blanks for ever
+        return JsonConstraint(schema=form.json_schema.schema, is_compact=True)  # else it may idle in blanks
     if form.regex is not None:
         return RegexConstraint(pattern=form.regex)
     if form.labels is not None:
