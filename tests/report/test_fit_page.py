@@ -228,6 +228,8 @@ def test_the_band_of_the_back_test_lies_around_its_errors(whole: dict[str, Any])
     assert chart is not None
     calibrated, raw = chart.layers[0].points, chart.layers[1].points  # type: ignore[union-attr]
     assert all(low < 0 < high for _, low, high in (*calibrated, *raw))  # type: ignore[misc]
+    drawn = {layer.label: len(layer.points) for layer in chart.layers if isinstance(layer, Marks)}
+    assert set(drawn.values()) == {len(whole["backtest"]["rolling"]["cases"])}
 
 
 def test_the_exponents_are_named_side_by_side(whole: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ _FORMULAS = {
     "repetition": "L = E + A/N'^alpha + B/D'^beta, with N' and D' what repeated text leaves of N and D",
     "allocation": "N* = coefficient C^a",
 }
-_NOT_CONSTANTS = ("objective", "delta", "noise_sd", "interval_level", "smallest_flops", "largest_flops")
+_NOT_CONSTANTS = ("objective", "delta", "noise_sd", "interval_level", "smallest_flops", "largest_flops", "exponent")
 _APPROACHES = {"envelope": "1 envelope", "isoflop": "2 IsoFLOP", "parametric": "3 parametric"}
 _SHOWN_WARNINGS = 12
 

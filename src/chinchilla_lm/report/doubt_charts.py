@@ -89,15 +89,8 @@ def backtest_chart(record: Record) -> Chart | None:
     if not rolling or not rolling["cases"]:
         return None
     cases = sorted(rolling["cases"], key=lambda case: case["decades"])
-    points = tuple(
-        Point(
-            x=10 ** case["decades"],
-            y=case["error_percent"],
-            text=f"runs up to {format_flops(case['cut_flops'])} said {case['error_percent']:+.2f} % of a loss at "
-            f"{format_flops(case['flops'])}; by the textbook {case['raw_error_percent']:+.2f} %",
-        )
-        for case in cases
-    )
+    points = _errors(cases, "error_percent", "calibrated")
+    raw_points = _errors(cases, "raw_error_percent", "raw")
     calibrated = _binned(cases, "low_percent", "high_percent")
     raw = _binned([{**case, "raw_low": -case["raw_half_percent"]} for case in cases], "raw_low", "raw_half_percent")
     x = axis_over((point.x for point in points), "compute over the largest run that was seen", is_log=True)
@@ -105,7 +98,8 @@ def backtest_chart(record: Record) -> Chart | None:
         Band(label="90 % calibrated", colour="predicted", points=calibrated),
         Band(label="90 % raw", colour="actual", points=raw),
         Line(label="", colour="quiet", points=((x.low, 0.0), (x.high, 0.0)), width=1.0),
-        Marks(label="error of a hidden run", colour="quiet", points=points, size=2.5),
+        Marks(label="error of the raw forecast", colour="actual", points=raw_points, marker="diamond", size=1.6),
+        Marks(label="error of the calibrated one", colour="predicted", points=points, size=2.5),
     ]
     ends = [end for _, low, high in calibrated for end in (low, high)]
     return Chart(
@@ -116,7 +110,7 @@ def backtest_chart(record: Record) -> Chart | None:
             f"{100 * rolling['covered_raw']:.0f} % of the runs, the calibrated ones {100 * rolling['covered']:.0f} %."
         ),
         x=x,
-        y=axis_over([*(point.y for point in points), *ends], "predicted over actual loss (%)"),
+        y=axis_over([*(point.y for point in (*points, *raw_points)), *ends], "predicted over actual loss (%)"),
         layers=tuple(layers),
     )
 
@@ -152,6 +146,19 @@ def exponents_chart(record: Record) -> Chart | None:
         x=Axis(label="", low=0.4, high=len(rows) + 0.6, names=names),
         y=axis_over(values, "a: best size grows as compute^a", margin=0.08),
         layers=tuple(layers),
+    )
+
+
+def _errors(cases: Sequence[Record], name: str, kind: str) -> tuple[Point, ...]:
+    """Return the error of every hidden run; above 0 the forecast was too pessimistic."""
+    return tuple(
+        Point(
+            x=10 ** case["decades"],
+            y=case[name],
+            text=f"{kind}: runs up to {format_flops(case['cut_flops'])} said {case[name]:+.2f} % of a loss at "
+            f"{format_flops(case['flops'])}",
+        )
+        for case in cases
     )
 
 

@@ -43,7 +43,7 @@ def runs_and_curves(table: RunTable, request: FitRequest) -> tuple[RunTable, tup
         curves.append(
             Curve(params=float(table.params[ordered[0]]), tokens=table.tokens[ordered], loss=table.loss[ordered])
         )
-    if request.checkpoints == "all":
+    if request.checkpoints == "all" or request.method == "envelope":  # the envelope reads every line
         return table, tuple(curves)
     last = np.sort(np.array([places[int(table.tokens[places].argmax())] for places in groups]))
     left_out = len(table.loss) - len(last)
