@@ -44,7 +44,11 @@ LEVEL = 0.9
 ADDITIVE_WEIGHT = (
     0.5  # of the point between line (0) and additive (1), in ln L; dev/LOG.md 2026-11-21, bench/backtest.py
 )
-STEEPENING_WEIGHT = 0.25  # the same where the slope does not flatten; dev/LOG.md 2026-11-21, "Steepening"
+# The same where the slope does not flatten, and for ladders of tiny runs, whose loss falls longer than the additive law
+# lets it: with .5 eight such ladders of our own were missed by 1.5 % (median, seven of eight too high), with .25 by
+# 1.2 % (four high, three low); chosen on those eight (dev/LOG.md 2026-11-22, "Sixty minutes").
+YOUNG_WEIGHT = 0.25
+_YOUNG_FLOPS = 1e15  # of the top rung; the public sweeps, where .5 was better, begin at 1e17
 # Two rungs, or three whose slope still grows, do not show how the slope will change, and below 1e13 FLOPs it grows: six
 # such ladders of our own missed by .04 to .39 of the predicted fall of ln L, rms .23, twice what public tables teach
 # (bench/RESULTS.md, 20, 10 and 5 minutes; dev/LOG.md 2026-11-21 "Steepening").
@@ -211,9 +215,10 @@ def forecast(
 
 
 def _additive_weight(rungs: Sequence[RungOptimum]) -> float:
-    """Weigh the additive law, which only ever flattens, by whether the ladder flattens between its last three rungs."""
+    """Weigh the additive law, which only ever flattens, by whether the ladder does so and its runs are of some size."""
     slopes = rung_slopes(rungs)
-    return ADDITIVE_WEIGHT if len(slopes) < 2 or slopes[-1] < slopes[-2] else STEEPENING_WEIGHT
+    is_flattening = len(slopes) < 2 or slopes[-1] < slopes[-2]
+    return ADDITIVE_WEIGHT if is_flattening and rungs[-1].flops >= _YOUNG_FLOPS else YOUNG_WEIGHT
 
 
 def _point(bracket: Bracket, target: Target, seed_sd: float, weight: float, *, is_tested: bool) -> tuple[float, float]:
