@@ -311,9 +311,7 @@ def _reasons(
     after = planned[-1].errors
     said: list[str] = []
     if stopped == "pays_no_more":
-        said.append(
-            "no further run pays: the error left is the form's, not the noise's; allow larger runs or fit another form"
-        )
+        said.append("no further run pays: what a wrong form leaves would stay; allow larger runs, or fit other forms")
     if stopped == "most_runs":
         said.append(f"{len(roles)} runs are as many as allowed; more and smaller ones would tell more for the budget")
     if "floor" not in roles:

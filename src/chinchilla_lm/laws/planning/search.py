@@ -147,8 +147,8 @@ def grow(
         costs = np.where(is_payable, costs, 1.0)
         elasticity = gain * (spent + pool.sunk + costs) / costs
         is_worth = is_payable & (elasticity > least_elasticity) & (gain > 0)
-        if not is_worth.any():
-            return places, "pays_no_more"
+        if not is_worth.any():  # what the last tenth of a budget pays are only the smallest runs
+            return places, "pays_no_more" if spent < 0.9 * budget else "budget"
         picked = int(np.where(is_worth, gain / costs**power, -np.inf).argmax())
         places.append(picked)
         spent, now = pool.cost(places), float(scores[picked])
