@@ -24,10 +24,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	@for name in backtest model_step train_speed equal_time; do echo "== bench/$$name.py"; $(BIN)/python bench/$$name.py || exit 1; done
+	@for name in backtest calibration forms fit_speed coverage planning design multiplier model_step train_speed decode_speed equal_time; do echo "== bench/$$name.py"; $(BIN)/python bench/$$name.py || exit 1; done
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_pages.py
+	$(BIN)/python docs/make_laws_page.py
+	$(BIN)/python docs/make_fit_page.py
 
 torture: $(STAMP)
 	$(THREADS) $(BIN)/python -m pytest -m torture
