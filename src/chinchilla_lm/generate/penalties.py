@@ -18,7 +18,11 @@ from chinchilla_lm.generate.sampling import Sampling
 
 
 class Penalties:
-    """The past of one text, and its effect on the logits."""
+    """The past of one text, and its effect on the logits.
+
+    Attributes:
+        can_ban: some token may get -inf.
+    """
 
     def __init__(
         self, sampling: Sampling, prompt_ids: Sequence[int], bad_words: Sequence[Sequence[int]], vocab: int
@@ -37,6 +41,7 @@ class Penalties:
         for token in (*sampling.logit_bias, *(token for word in bad_words for token in word)):
             if not 0 <= token < vocab:
                 raise ConfigError(f"token {token} must be in [0, {vocab}), the model's vocabulary; correct the id")
+        self.can_ban = bool(bad_words)
         self._sampling = sampling
         self._bias_ids = torch.tensor(list(sampling.logit_bias), dtype=torch.int64)
         self._biases = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)

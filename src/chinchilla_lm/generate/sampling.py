@@ -152,15 +152,24 @@ def _keep_top_k(logits_bv: torch.Tensor, top_k: int) -> torch.Tensor:
 
 
 def _keep_top_p(logits_bv: torch.Tensor, top_p: float) -> torch.Tensor:
-    # The test of `transformers`: a token is cut if it and all less likely ones have 1 - p together; one token stays.
-    # numpy sorts 49,152 floats in 0.16 ms, torch in 4.4 ms (one core with AVX-512, 2026-11-22), but gives no order; so
-    # the least kept probability is found first, and of tokens that tie with it the first stay.
-    probabilities_bv = logits_bv.softmax(dim=-1)
-    rising_bv = torch.from_numpy(np.sort(probabilities_bv.cpu().numpy(), axis=-1)).to(logits_bv.device)
-    vocab = logits_bv.shape[-1]
-    cut_b1 = (rising_bv.cumsum(dim=-1) <= 1 - top_p).sum(dim=-1, keepdim=True).clamp_max(vocab - 1)
-    least_b1 = rising_bv.gather(-1, cut_b1)
-    is_above_bv, is_tied_bv = probabilities_bv > least_b1, probabilities_bv == least_b1
-    room_b1 = vocab - cut_b1 - is_above_bv.sum(dim=-1, keepdim=True)
-    is_kept_bv = is_above_bv | (is_tied_bv & (is_tied_bv.cumsum(dim=-1) <= room_b1))
+    is_kept_bv = torch.stack([_is_in_nucleus(probabilities_v, top_p) for probabilities_v in logits_bv.softmax(dim=-1)])
     return logits_bv.masked_fill(~is_kept_bv, -math.inf)
+
+
+def _is_in_nucleus(probabilities_v: torch.Tensor, top_p: float) -> torch.Tensor:
+    # The test of `transformers`: a token is cut if it and all less likely ones have 1 - p together; one token stays.
+    # All tokens of at most (1 - p) / vocab have no more than 1 - p together: they are cut unsorted, which in text are
+    # nearly all. The order of the rest is not needed: the least kept probability tells, and of its ties the first stay.
+    rest = 1 - top_p
+    likely = probabilities_v[probabilities_v > rest / len(probabilities_v)]
+    if not len(likely):  # all are equally likely
+        likely = probabilities_v
+    rising = np.sort(likely.cpu().numpy())
+    below = 1 - float(rising.sum(dtype=np.float64)) if len(likely) < len(probabilities_v) else 0.0
+    cut = min(int((below + rising.cumsum(dtype=np.float64) <= rest).sum()), len(rising) - 1)
+    is_kept_v = probabilities_v >= float(rising[cut])
+    extra = int(is_kept_v.sum()) - (len(rising) - cut)
+    if extra > 0:
+        tied = (probabilities_v == float(rising[cut])).nonzero()[:, 0]
+        is_kept_v[tied[len(tied) - extra :]] = False
+    return is_kept_v
