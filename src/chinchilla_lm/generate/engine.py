@@ -6,7 +6,6 @@ once; it knows nothing of sampling or text (completion.py and batching.py do). N
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -164,8 +163,7 @@ class Engine:
         for past, row in zip(pasts, ids, strict=True):
             self._check(past, row)
         logits_btv = self._form.forward(slots, pasts, ids, last_only)
-        # One nan or infinity makes the sum one; finite logits cannot overflow it.
-        if not math.isfinite(float(logits_btv.sum())):
+        if not self._form.is_finite(logits_btv):
             raise ModelError("the model's logits are nan or infinite; its training diverged: use an earlier checkpoint")
         for slot, row in zip(slots, ids, strict=True):
             self._tokens[slot].extend(row)

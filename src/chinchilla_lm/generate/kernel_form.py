@@ -45,6 +45,10 @@ class KernelForm:
         every = range(len(ids))
         return self._decoder.step(ids, [self._spare] * len(ids), every, every, has_logits=False)[0]
 
+    def is_finite(self, logits: Tensor) -> bool:
+        """Whether no logit is nan or infinite."""
+        return self._decoder.is_finite(logits)
+
     def timed(self) -> AbstractContextManager[dict[str, float]]:
         """Within it, add up the seconds of each part of the steps."""
         return self._decoder.timed()

@@ -7,6 +7,7 @@ their last token, so that the model's own blocks run unchanged. It knows nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -58,6 +59,10 @@ class TorchForm:
     def hidden(self, ids: Sequence[int]) -> Tensor:
         """Last hidden states after the final norm, x_td float32; no slot is touched."""
         return self._model.hidden(torch.tensor([list(ids)], device=self._device))[0].float()
+
+    def is_finite(self, logits: Tensor) -> bool:
+        """Whether no logit is nan or infinite."""
+        return math.isfinite(float(logits.sum()))  # one nan or infinity makes the sum one; no sum of logits overflows
 
     def timed(self) -> AbstractContextManager[dict[str, float]]:
         """Nothing is measured here: torch's own profiler knows more."""

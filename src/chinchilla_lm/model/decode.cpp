@@ -9,7 +9,7 @@
 
 #include <chrono>
 
-#include "products.h"
+#include "tiles.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -350,4 +350,11 @@ extern "C" void run_step(const Network* net, const int64_t* ids, const int64_t* 
         norm_rows(s.x + wanted[i] * net->d, net->norm, hidden + i * net->d, 1, net->d, net->epsilon, 1);
     if (logits && n_wanted) multiply(*net, net->head, hidden, logits, n_wanted, s, threads);
     watch.note(HEAD);
+}
+
+// Whether none of `count` floats is nan or infinite: times 0 they are 0, or nan.
+extern "C" int all_finite(const float* x, int64_t count) {
+    Floats zeros = {};
+    sweep(count, [&](int64_t j, int64_t lanes) { zeros += load(x + j, lanes) * 0.0f; });
+    return sum(zeros) == 0.0f;
 }

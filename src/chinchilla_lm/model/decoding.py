@@ -26,7 +26,7 @@ from chinchilla_lm.model.compiling import compiled_library, find_compiler
 from chinchilla_lm.model.layers import rotary_table
 from chinchilla_lm.model.transformer import Transformer, initialise
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.cpp", "products.h", "vectors.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.cpp", "tiles.h", "products.h", "vectors.h"))
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 POSITIONS_A_BLOCK = 16  # KEYS of decode.cpp
 LARGEST_INT8 = 127  # symmetric: -128 is not used
@@ -148,6 +148,11 @@ class Decoder:
             done += len(here)
         return hidden_wd, logits_wv
 
+    def is_finite(self, x: Tensor) -> bool:
+        """Whether no element is nan or infinite; contiguous float32. (torch would wake its own threads for a sum.)"""
+        assert x.is_contiguous() and x.dtype == torch.float32, x.dtype
+        return bool(self._library.all_finite(x.data_ptr(), x.numel()))
+
     @contextmanager
     def timed(self) -> Iterator[dict[str, float]]:
         """Within it, add up the seconds of steps by part; the dict is filled at the end."""
@@ -262,6 +267,7 @@ def _library() -> Any:
     _declare(library.network_bytes, long, [])
     _declare(library.tiles_allowed, long, [])
     _declare(library.use_large_pages, None, [pointer, long, whole])
+    _declare(library.all_finite, whole, [pointer, long])
     _declare(library.step_scratch_bytes, long, [pointer, long, whole])
     tokens = [pointer, pointer, pointer, pointer, long, pointer, long]
     _declare(library.run_step, None, [*tokens, pointer, pointer, pointer, whole])
