@@ -226,6 +226,8 @@ def test_tokenize_and_detokenize_are_inverse(live):
     tokens = live.post("/tokenize", {"prompt": text}).json()["tokens"]
     assert tokens == live.served.tokenizer.encode(text).ids
     assert live.post("/detokenize", {"tokens": tokens}).json() == {"prompt": text}
+    words = live.post("/tokenize", {"prompt": "The sea", "return_token_strs": True}).json()["token_strs"]
+    assert "".join(words) == "The sea"
 
 
 def test_classification_without_a_head_is_not_found(live):

@@ -170,6 +170,7 @@ class TokenizeBody:
 
     prompt: str = wanted(text())
     add_special_tokens: bool = optional(boolean(), True)
+    return_token_strs: bool = optional(boolean(), False)
     model: str | None = optional(text(1, 512))
 
 

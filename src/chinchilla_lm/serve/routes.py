@@ -30,7 +30,7 @@ from chinchilla_lm.serve.openai_schema import (
     GenerationBody,
     TokenizeBody,
 )
-from chinchilla_lm.serve.runs import Run, collect
+from chinchilla_lm.serve.runs import ClientLeft, Run, collect
 from chinchilla_lm.serve.served_model import ServedModel
 from chinchilla_lm.serve.settings import ServerSettings
 from chinchilla_lm.serve.translate import chat_requests, completion_requests, read_prompts
@@ -64,11 +64,10 @@ class Routes:
         """POST /v1/embeddings."""
         body = await self._bodies.read(request, EmbeddingBody)
         self._check_model(body.model)
-        self._enter(request)
-        prompts = await self._read(lambda: read_prompts(body.input, self._served, self._limits, "input", reserve=0))
+        prompts = await self._read_input(request, body.input)
         rows: list[dict[str, Any]] = []
-        for index, ids in enumerate(prompts):
-            vector = (await self._compute(lambda ids=ids: self._served.embed(ids))).tolist()
+        for index, found in enumerate(await self._compute(request, self._served.embed, prompts)):
+            vector = found.tolist()
             if body.encoding_format == "base64":
                 vector = base64.b64encode(array.array("f", vector).tobytes()).decode()
             rows.append({"object": "embedding", "index": index, "embedding": vector})
@@ -88,11 +87,9 @@ class Routes:
                 'folder, or use /v1/completions with response_format {"type": "labels"}',
                 code="no_classification_head",
             )
-        self._enter(request)
-        prompts = await self._read(lambda: read_prompts(body.input, self._served, self._limits, "input", reserve=0))
+        prompts = await self._read_input(request, body.input)
         rows: list[dict[str, Any]] = []
-        for index, ids in enumerate(prompts):
-            chances = await self._compute(lambda ids=ids: classifier.probabilities(ids))
+        for index, chances in enumerate(await self._compute(request, classifier.probabilities, prompts)):
             best = max(range(len(chances)), key=chances.__getitem__)
             label = classifier.labels[best]
             rows.append({"index": index, "label": label, "probs": chances, "num_classes": len(chances)})
@@ -103,12 +100,16 @@ class Routes:
         """POST /tokenize."""
         body = await self._bodies.read(request, TokenizeBody, {})
         self._check_model(body.model)
-        encode = self._served.tokenizer.encode
-        encoding = await self._read(lambda: encode(body.prompt, add_special_tokens=body.add_special_tokens))
-        label = self._served.token_text.label
-        words = [label(token) for token in encoding.ids]
-        answer = {"tokens": encoding.ids, "token_strs": words, "count": len(encoding.ids)}
-        return JSONResponse({**answer, "max_model_len": self._served.capacity})
+        self._enter(request)
+        encode, label = self._served.tokenizer.encode, self._served.token_text.label
+
+        def read() -> tuple[list[int], list[str] | None]:
+            ids = encode(body.prompt, add_special_tokens=body.add_special_tokens).ids
+            return ids, [label(token) for token in ids] if body.return_token_strs else None
+
+        ids, words = await self._read(read)
+        answer = {"tokens": ids, "token_strs": words, "count": len(ids), "max_model_len": self._served.capacity}
+        return JSONResponse(answer)
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize."""
@@ -117,6 +118,7 @@ class Routes:
         outside = next((token for token in body.tokens if token >= self._served.vocab), None)
         if outside is not None:
             raise ApiError(400, f"tokens: id {outside} must be below {self._served.vocab}", param="tokens")
+        self._enter(request)
         decode = self._served.tokenizer.decode
         text = await self._read(lambda: decode(list(body.tokens), skip_special_tokens=False))
         return JSONResponse({"prompt": text})
@@ -184,7 +186,8 @@ class Routes:
         except QueueFull as error:
             for ticket in tickets:
                 ticket.cancel()
-            raise ApiError(503 if self.is_draining else 429, str(error)) from None
+            is_ending = self.is_draining or not self._served.is_alive()
+            raise ApiError(503 if is_ending else 429, str(error)) from None
         except (ConfigError, ModelError) as error:
             for ticket in tickets:
                 ticket.cancel()
@@ -234,8 +237,27 @@ class Routes:
     async def _read(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._served.readers, work)
 
-    async def _compute(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._served.lane, work)
+    async def _read_input(self, request: Request, given: str | Sequence[Any]) -> list[tuple[int, ...]]:
+        self._enter(request)
+        return await self._read(lambda: read_prompts(given, self._served, self._limits, "input", reserve=0))
+
+    async def _compute(
+        self, request: Request, work: Callable[[tuple[int, ...]], Result], prompts: Sequence[tuple[int, ...]]
+    ) -> list[Result]:
+        """Do the work for each prompt in the lane, until the time is over or the client has left."""
+        results: list[Result] = []
+        try:
+            async with asyncio.timeout(self._limits.request_timeout_s):
+                for ids in prompts:
+                    if await request.is_disconnected():
+                        raise ClientLeft
+                    results.append(await asyncio.get_running_loop().run_in_executor(self._served.lane, work, ids))
+        except TimeoutError:
+            message = (
+                f"{len(results)} of {len(prompts)} texts were done in {self._limits.request_timeout_s:g} s, the limit"
+            )
+            raise ApiError(504, f"{message}; send fewer", code="request_timeout") from None
+        return results
 
 
 async def _server_sent(answer: Answer, run: Run, *, has_usage: bool) -> AsyncIterator[str]:
