@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from chinchilla_lm.cli.terminal import read_logit_bias, visible
 from chinchilla_lm.core.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from tokenizers import Tokenizer
 
     from chinchilla_lm.data.loader import HeldOut
@@ -33,9 +36,14 @@ def generate(  # noqa: PLR0913 - a command has as many arguments as options
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: tuple[str, ...] = (),
     seed: int = 0,
     json: JsonFlag = False,
-) -> None:  # fmt: skip
+) -> None:
     """Continue a prompt.
 
     Args:
@@ -45,6 +53,11 @@ def generate(  # noqa: PLR0913 - a command has as many arguments as options
         temperature: 0 takes the most likely token; 1 draws as the model says.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the likeliest tokens that together reach p; 1 keeps all.
+        min_p: Keep tokens with at least this fraction of the likeliest one's probability.
+        repetition_penalty: Above 1 tokens of the prompt and the text become less likely.
+        presence_penalty: Taken off the logits of tokens that the text has already; -2 to 2.
+        frequency_penalty: The same for every time they occur; -2 to 2.
+        logit_bias: TOKEN_ID=BIAS, -100 to 100; give it again for more.
         seed: The same seed gives the same text.
         json: Print one JSON document: text, tokens, tokens_per_s, finish_reason.
     """
@@ -53,7 +66,17 @@ def generate(  # noqa: PLR0913 - a command has as many arguments as options
     from chinchilla_lm.generate.completion import stream
     from chinchilla_lm.generate.sampling import Sampling
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=read_logit_bias(logit_bias),
+        seed=seed,
+    )
     transformer, tokenizer, stop_ids = _load(model)
     if json:
         record = continue_text(
@@ -140,13 +163,16 @@ def _held_out(
     return heldout_windows(data, transformer.shape.context, max_tokens)
 
 
-def _print_pieces(pieces) -> Generation:  # noqa: ANN001
-    while True:
-        try:
-            print(next(pieces), end="", flush=True)
-        except StopIteration as finished:
-            print()
-            return finished.value
+def _print_pieces(pieces: Generator[str, None, Generation]) -> Generation:
+    """Print a text as it comes; into a file or a pipe exactly, on a terminal without its control characters."""
+    shown = visible if sys.stdout.isatty() else str
+    try:
+        while True:
+            print(shown(next(pieces)), end="", flush=True)
+    except StopIteration as finished:
+        return finished.value
+    finally:
+        print()
 
 
 def _print_json(record: dict[str, object]) -> None:

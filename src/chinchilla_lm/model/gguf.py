@@ -20,7 +20,7 @@ import torch
 from chinchilla_lm.core.errors import ConfigError, ModelError
 from chinchilla_lm.core.files import explain_os_error, temporary_beside
 from chinchilla_lm.core.shapes import ModelShape
-from chinchilla_lm.model.gguf_tokenizer import GgufTokenizer, describe_tokenizer
+from chinchilla_lm.model.gguf_tokenizer import GgufTokenizer
 from chinchilla_lm.model.huggingface import READABLE_BY_ALL, export_tensors
 from chinchilla_lm.model.model_config import SpecialIds, is_stock
 from chinchilla_lm.model.transformer import Transformer
@@ -60,7 +60,7 @@ def write_gguf(
     Args:
         model: of layout qwen3 or llama with the swiglu activation.
         path: the file.
-        text: as `read_text_part` gives it.
+        text: its `tokenizer` as `describe_tokenizer` gives it.
         precision: of the matrices.
         name: general.name, for people.
 
@@ -100,21 +100,6 @@ def write_gguf(
         finally:
             writer.close()
             temporary.unlink(missing_ok=True)
-
-
-def read_text_part(folder: Path, shape: ModelShape, special: SpecialIds, **ends: Any) -> GgufText:
-    """Describe a folder's tokenizer for a GGUF file.
-
-    Args:
-        folder: holds tokenizer.json.
-        shape: of the model.
-        special: ids of its special tokens.
-        ends: `end_of_turn` and `chat_template` of GgufText.
-
-    Raises:
-        ModelError: llama.cpp cannot do what this tokenizer does.
-    """
-    return GgufText(tokenizer=describe_tokenizer(folder, shape.vocab), special=special, **ends)
 
 
 def refuse_own_layout(shape: ModelShape) -> None:

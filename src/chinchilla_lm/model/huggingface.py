@@ -54,14 +54,16 @@ def save_model(
     *,
     tokenizer_folder: Path | str | None = None,
     extra_files: Mapping[str, str | bytes] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a model folder at once: it appears whole, or the old one stays.
 
     Args:
-        model: any layout; saved as float32.
+        model: any layout.
         folder: the target; replaced if it exists.
         tokenizer_folder: where tokenizer.json and its companions are copied from; None writes none.
-        extra_files: further files by plain name, such as README.md.
+        extra_files: further files by plain name, such as README.md; one named as a file above takes its place.
+        dtype: of the saved weights, float32 or bfloat16.
 
     Raises:
         ModelError: the tokenizer does not fit the model, or a name in extra_files is not a plain file name.
@@ -71,15 +73,16 @@ def save_model(
     special = SpecialIds() if tokenizer_folder is None else read_special_ids(Path(tokenizer_folder), model.shape.vocab)
     temporary = temporary_beside(target)
     tensors = export_tensors(model)
-    needed_bytes = sum(4 * tensor.numel() for tensor in tensors.values())
+    needed_bytes = sum(dtype.itemsize * tensor.numel() for tensor in tensors.values())
     with explain_os_error(target, needed_bytes=needed_bytes):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             config, generation = write_config(model.shape, special)
+            config["dtype"] = str(dtype).removeprefix("torch.")
             write_json(temporary / "config.json", config)
             write_json(temporary / "generation_config.json", generation)
-            _write_weights(temporary / WEIGHTS_FILE, tensors)
+            _write_weights(temporary / WEIGHTS_FILE, tensors, dtype)
             if tokenizer_folder is not None:
                 _copy_tokenizer(Path(tokenizer_folder), temporary)
             for name, content in (extra_files or {}).items():
@@ -160,8 +163,8 @@ def export_tensors(model: Transformer) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    contiguous = {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    contiguous = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata={"format": "pt"})  # transformers refuses a file without this key
     os.chmod(path, READABLE_BY_ALL)
 
