@@ -148,10 +148,7 @@ def compare_recipes(  # noqa: PLR0913 - two tables, the question and how it is a
     Raises:
         FitError: too few runs, losses that do not overlap, or an unknown method.
     """
-    if method is not None and method not in get_args(Method):
-        raise FitError(f"method {method!r} is unknown; choose from {', '.join(get_args(Method))}")
-    if draws < 100:
-        raise FitError(f"draws={draws} are too few for an interval; give 100 or more")
+    _require_request(method, draws)
     _require_overlap(a, b)
     chosen = method or _method_for(a, b)
     groups_a, groups_b, is_paired = shared_groups(a, b, is_clustered=is_clustered)
@@ -184,6 +181,13 @@ def compare_recipes(  # noqa: PLR0913 - two tables, the question and how it is a
         is_paired=is_paired and chosen != "lines",
         warnings=tuple(warnings),
     )
+
+
+def _require_request(method: Method | None, draws: int) -> None:
+    if method is not None and method not in get_args(Method):
+        raise FitError(f"method {method!r} is unknown; choose from {', '.join(get_args(Method))}")
+    if draws < 100:
+        raise FitError(f"draws={draws} are too few for an interval; give 100 or more")
 
 
 def _require_overlap(a: RunTable, b: RunTable) -> None:
