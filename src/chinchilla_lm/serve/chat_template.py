@@ -79,7 +79,9 @@ class ChatTemplate:
         reply = _exchange(self._worker, line, RENDER_SECONDS)
         if reply is None:
             self.close()
-            raise TemplateFailed(f"the chat template took longer than {RENDER_SECONDS:g} s; shorten the chat")
+            raise TemplateFailed(
+                f"the chat template took longer than {RENDER_SECONDS:g} s, or all memory; shorten the chat"
+            )
         return json.loads(reply)
 
 
@@ -116,7 +118,12 @@ def _start_worker() -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "SYSTEMROOT", "TZ") if name in os.environ}
     command = [sys.executable, "-m", "chinchilla_lm.serve.template_worker"]
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,  # Ctrl-C in a terminal is for the server, which still renders what it has accepted
     )
 
 
