@@ -1,6 +1,6 @@
 """JSON from strangers: what Python's parser lets pass and no JSON document may hold is refused.
 
-Refused: bytes that are not UTF-8, NaN and Infinity, numbers beyond float64, whole numbers of more than 20
+Refused: bytes that are not UTF-8, NaN and Infinity, numbers beyond float64, whole numbers of more than 31
 digits, a name twice in one object, half surrogate pairs, nesting deeper than 64, more than 400,000 values.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from chinchilla_lm.core.errors import DataError
 
-MOST_DIGITS = 20  # 2**64 has 20
+MOST_DIGITS = 31  # transformers writes int(1e30) as the model_max_length of a tokenizer that has none
 DEEPEST = 64
 """Levels of nesting; a request has 4, a JSON schema rarely 20. Python's parser stops at about 1,000."""
 MOST_VALUES = 400_000
