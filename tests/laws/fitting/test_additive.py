@@ -259,6 +259,15 @@ def test_too_few_runs_are_refused_with_the_way_out():
     assert fit_additive(params[:4], tokens[:4], loss[:4], delta=0.003, prior=Prior()).n_runs == 4
 
 
+@pytest.mark.parametrize("column", ["params", "tokens"])
+@pytest.mark.parametrize("prior", [None, Prior()])
+def test_runs_of_one_size_or_one_length_are_refused(column, prior):
+    runs = dict(zip(("params", "tokens", "loss"), ladder(), strict=True))
+    runs[column] = np.full_like(runs[column], 1e8)
+    with pytest.raises(FitError, match=f"all .* runs have {column}=1e"):
+        fit_additive(**runs, prior=prior)
+
+
 def test_integers_above_the_int64_product_are_taken_as_floats():
     params, tokens, loss = ladder()
     whole = fit_additive(params.round().astype(np.int64), tokens.round().astype(np.int64), loss)

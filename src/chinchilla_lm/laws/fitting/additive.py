@@ -361,4 +361,9 @@ def checked_columns(params: Floats, tokens: Floats, loss: Floats, *, has_prior: 
     if len(columns[0]) < fewest:
         way_out = "add runs" if has_prior else "add runs or give a prior on the exponents"
         raise FitError(f"{len(columns[0])} runs cannot determine the law, which takes {fewest} or more; {way_out}")
+    for name, column, other in (("params", columns[0], "sizes"), ("tokens", columns[1], "numbers of tokens")):
+        if column.min() == column.max():
+            raise FitError(
+                f"all {len(column)} runs have {name}={column[0]:g}, which hides its exponent; add other {other}"
+            )
     return columns[0], columns[1], columns[2]
