@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.serve.conftest import CONTEXT
 
 PAIRS = [
@@ -29,11 +28,12 @@ def test_scores_through_the_server_are_those_in_process(live, tiny_folder):
         base_url=f"{live.url}/v1/completions",
         tokenizer=str(tiny_folder),
         tokenizer_backend="huggingface",
-        max_length=CONTEXT - 1,
+        max_length=CONTEXT,  # it sends one less, the continuation included, to have room for a token
         batch_size=2,
         num_concurrent=1,
     )
-    local = HFLM(pretrained=str(tiny_folder), device="cpu", max_length=CONTEXT - 1, dtype="float32", batch_size=1)
+    # It does not count the last token of the continuation: both now read CONTEXT - 1 tokens at most.
+    local = HFLM(pretrained=str(tiny_folder), device="cpu", max_length=CONTEXT - 2, dtype="float32", batch_size=1)
     asked = [
         Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=index) for index, pair in enumerate(PAIRS)
     ]

@@ -190,9 +190,11 @@ def test_three_hundred_slow_clients_do_not_stop_a_healthy_one(long_folder):
             closed_seconds = time.monotonic() - began
             readers = [stack.enter_context(connect(live)) for _ in range(100)]
             short = {"model": "tiny", "prompt": "a", "max_tokens": 50, "stream": True, "logprobs": 20}
+            accepted = live.served.scheduler.statistics().accepted
             for connection in readers:
                 connection.sendall(raw_request("/v1/completions", short))
-            wait_until(lambda: running(live) == 0, 120)
+            wait_until(lambda: live.served.scheduler.statistics().accepted == accepted + 100, 120)
+            wait_until(lambda: running(live) == 0, 120)  # their texts are written, and wait for their readers
             under_readers = times()
             leavers = [connect(live) for _ in range(100)]
             for connection in leavers:

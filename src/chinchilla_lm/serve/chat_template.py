@@ -19,7 +19,7 @@ from typing import Any
 from chinchilla_lm.core.errors import ModelError
 
 LONGEST_TEMPLATE = 1 << 18  # characters; the longest in use (with tools) have about 20,000
-RENDER_SECONDS = 2.0  # a template of a long chat takes milliseconds
+RENDER_SECONDS = 5.0  # the worker stops itself after 0.5 s of computing; this is for what it cannot stop
 START_SECONDS = 30.0  # a busy machine may take seconds to start an interpreter
 
 

@@ -106,6 +106,7 @@ def load_served_model(
         DataError: a file is absent or unreadable.
     """
     limits = limits or Limits()
+    name = _checked_name(name or place.resolve().name)
     folder = find_model_folder(place)
     tables = check_model_folder(folder)
     tokenizer = _load_tokenizer(folder)
@@ -131,7 +132,7 @@ def load_served_model(
             engine, tokenizer, queue_limit=line, stop_ids=_stop_ids(tokenizer, tables, trunk.shape.vocab)
         )
     return ServedModel(
-        name=_checked_name(name or place.resolve().name),
+        name=name,
         created=int(time.time()),
         capacity=capacity,
         vocab=trunk.shape.vocab,

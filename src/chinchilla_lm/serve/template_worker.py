@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import signal
 import sys
 from typing import Any
 
 MOST_MEMORY_BYTES = 512 << 20  # of address space; an interpreter with jinja2 maps about 50 MB
 LONGEST_TEXT = 8 << 20  # characters
+MOST_CPU_SECONDS = 0.5  # a template of a long chat takes milliseconds; computing counts, waiting for a core does not
 
 
 def main() -> None:
@@ -22,14 +24,17 @@ def main() -> None:
     for line in sys.stdin.buffer:
         try:
             asked = json.loads(line)
+            _limit_seconds(MOST_CPU_SECONDS)
             if asked["template"] not in compiled:
                 compiled[asked["template"]] = environment.from_string(asked["template"])
-            text = _render(compiled[asked["template"]], asked["variables"])
-            answer = {"text": text}
+            answer = {"text": _render(compiled[asked["template"]], asked["variables"])}
         except MemoryError:
             answer = {"error": f"it needs more than {MOST_MEMORY_BYTES} bytes of memory"}
+        except TimeoutError:
+            answer = {"error": f"it needs more than {MOST_CPU_SECONDS} s of computing"}
         except Exception as error:  # a template may raise anything; all of it is an answer
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        _limit_seconds(0)
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
 
@@ -77,6 +82,17 @@ def _environment() -> Any:
     environment.filters["tojson"] = tojson
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     return environment
+
+
+def _limit_seconds(seconds: float) -> None:
+    """Raise TimeoutError after so much computing from now on; 0 never."""
+    if hasattr(signal, "SIGPROF"):  # absent on Windows, where only the host's clock holds
+
+        def stop(*_: Any) -> None:
+            raise TimeoutError
+
+        signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _limit_memory() -> None:
