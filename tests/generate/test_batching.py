@@ -133,6 +133,55 @@ def test_a_cancelled_request_ends_soon_and_frees_its_slot(start_scheduler: Start
     assert scheduler.statistics().cancelled == 2
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_cancelled_when_nothing_is_lost(
+    random_model: Callable[..., Transformer], start_scheduler: StartScheduler, seed: int
+) -> None:
+    """Good, failing and cancelled requests of several choices from several threads: each ends, and once."""
+    scheduler = start_scheduler(slots=3, of=_poisoned(random_model))
+    tickets: list[Ticket] = []
+
+    def ask(draw: random.Random) -> None:
+        for _ in range(12):
+            is_bad = draw.random() < 0.2
+            sampling = Sampling(temperature=0.5, seed=draw.randrange(99), logit_bias={POISON: 100.0} if is_bad else {})
+            choices = draw.randint(1, 3)
+            wish = {"best_of": choices + 1} if draw.random() < 0.2 else {}
+            ticket = scheduler.submit(
+                Request(
+                    prompt_ids=(5, draw.randrange(20, 90)),
+                    max_tokens=draw.randint(1, 30),
+                    sampling=sampling,
+                    n=choices,
+                    bad_words=() if is_bad else ((POISON,),),
+                    **wish,
+                )
+            )
+            tickets.append(ticket)
+            if draw.random() < 0.4:
+                draw.choice(tickets).cancel()
+
+    threads = [threading.Thread(target=ask, args=(random.Random(10 * seed + place),)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ends = {"whole": 0, "cancelled": 0, "failed": 0}
+    for ticket in tickets:
+        try:
+            choices = ticket.result()
+        except ModelError:
+            ends["failed"] += 1
+        else:
+            assert [choice.index for choice in choices] == list(range(ticket.request.n))
+            ends["cancelled" if any(choice.finish_reason == "cancelled" for choice in choices) else "whole"] += 1
+    assert scheduler.drain(60)
+    counts = scheduler.statistics()
+    assert (counts.failed, counts.slots_busy, counts.waiting, counts.accepted) == (ends["failed"], 0, 0, 48)
+    # The last of several choices may have been whole when another was cancelled: such a request counts as finished.
+    assert counts.finished + counts.cancelled == ends["whole"] + ends["cancelled"]
+
+
 def test_leaving_the_events_cancels(start_scheduler: StartScheduler) -> None:
     scheduler = start_scheduler(slots=1)
     ticket = scheduler.submit(Request(prompt_ids=(5,), max_tokens=95, sampling=GREEDY, stop_ids=()))
@@ -214,6 +263,34 @@ def test_a_long_prompt_is_read_in_parts_between_the_others_tokens(
     list(iterator)
     engine = Engine(model, slots=1)
     assert long[0].token_ids[0] == int(engine.prefill(0, prompt_ids).argmax())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_of_ours_ends_in_errors_and_not_in_silence(start_scheduler: StartScheduler) -> None:
+    scheduler = start_scheduler(slots=1)
+    request = Request(prompt_ids=(5,), max_tokens=90, sampling=GREEDY, stop_ids=())
+    first, second = scheduler.submit(request), scheduler.submit(request)
+    iterator = first.events()
+    next(iterator)
+    scheduler._free = None  # type: ignore[assignment]
+    for ticket in (second, first):
+        with pytest.raises(ModelError, match="the scheduler stopped: .*; restart it and report this"):
+            ticket.result()
+    with pytest.raises(QueueFull, match="shutting down"):
+        scheduler.submit(request)
+    scheduler._thread.join(10)
+    assert not scheduler.is_alive
+
+
+def test_several_long_prompts_and_a_short_one_are_read_in_turn(
+    random_model: Callable[..., Transformer], start_scheduler: StartScheduler
+) -> None:
+    scheduler = start_scheduler(slots=8, of=random_model(context=2048))
+    prompts = [tuple(random.Random(seed).choices(range(1, 257), k=1500)) for seed in range(6)]
+    long = [scheduler.submit(Request(prompt_ids=prompt, max_tokens=2, stop_ids=())) for prompt in prompts]
+    scheduler.submit(Request(prompt_ids=(4, 5), max_tokens=2, stop_ids=())).result()
+    assert not any(ticket.is_finished for ticket in long)
+    assert all(len(ticket.result()[0].token_ids) == 2 for ticket in long)
 
 
 def test_asyncio_reads_events_and_a_client_that_leaves_cancels(start_scheduler: StartScheduler) -> None:

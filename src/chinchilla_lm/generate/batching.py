@@ -26,8 +26,11 @@ from chinchilla_lm.generate.slots import Lane, Running, choose_slot, prompts_of,
 from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.generate.ticket import Ticket
 
-PREFILL_TOKENS = 256
-"""Prompt tokens read between two tokens of the running texts: about as long as a dozen decoding steps on a CPU."""
+PREFILL_TOKENS = 128
+"""Prompt tokens read between two tokens of the running texts. On SmolLM2-135M (bfloat16, one core, 2026-11-22) they
+take 81 ms, a step of 8 texts 24 ms; a longer part reads no faster (256: 212 ms)."""
+LEAST_PREFILL_TOKENS = 32
+"""Smallest share of one prompt if several are being read: 27 ms there, and 16 tokens take 21 ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,7 @@ class Scheduler:
         self._running: list[Running] = []
         self._free = deque(range(engine.slots))  # the longest unused first
         self._counts = Statistics(slots=engine.slots)
+        self._turn = 0  # whose prompt is read next
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="chinchilla-scheduler", daemon=True)
         self._thread.start()
@@ -225,13 +229,20 @@ class Scheduler:
         return Lane(slot, prompt_ids, filled=reused)
 
     def _prefill(self) -> None:
+        """Read a part of the prompts that are not read yet: each in turn, so that no long one holds up the others."""
+        unread = deque(running for running in self._running if not running.is_prefilled)
+        if not unread:
+            return
+        share = max(LEAST_PREFILL_TOKENS, PREFILL_TOKENS // len(unread))
+        unread.rotate(-(self._turn % len(unread)))
         budget = PREFILL_TOKENS
-        for running in list(self._running):
-            if running.is_prefilled or running.ticket.is_finished:  # finished: another choice of it failed just now
+        while unread and budget > 0:
+            self._turn += 1
+            running = unread.popleft()
+            if running.ticket.is_finished:  # another choice of it failed just now
                 continue
             try:
-                while budget > 0 and not running.is_prefilled:
-                    budget -= running.prefill(self._engine, budget)
+                budget -= running.prefill(self._engine, share)
                 if running.is_prefilled:
                     event = running.begin()
                     if event is not None:
@@ -239,8 +250,6 @@ class Scheduler:
                     self._advance(running)
             except Exception as error:  # whatever it is, it is this request's: the others go on
                 self._fail(running, error)
-            if budget <= 0:
-                return
 
     def _decode(self) -> None:
         """Add one token to every text whose prompt is read."""
