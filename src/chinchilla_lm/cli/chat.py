@@ -144,7 +144,7 @@ def _obey(conversation: Conversation, line: str) -> None:
 def _line_reader() -> Callable[[], str | None]:
     """Lines from the terminal, with editing and history, or from a pipe."""
     if not sys.stdin.isatty():
-        return lambda: next(iter(sys.stdin.readline, ""), None)
+        return lambda: next((line.rstrip("\r\n") for line in iter(sys.stdin.readline, "")), None)
     with contextlib.suppress(ImportError):  # absent on Windows
         import readline  # noqa: F401 - makes input() edit and remember
 
