@@ -198,7 +198,7 @@ def spoil_ends(folder: Path) -> None:
 FAULTS = {
     "pickle": lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"),
     "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
-    "torn": lambda folder: os.truncate(folder / "model.safetensors", 9999),
+    "torn": lambda folder: os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 9),
     "pre-tokenizer": spoil_pre_tokenizer,
     "no ends": spoil_ends,
     "far end": lambda folder: edit(folder / "generation_config.json", eos_token_id=10**6),
