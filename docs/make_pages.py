@@ -14,7 +14,23 @@ from rich.console import Console
 from chinchilla_lm.cli.main import app
 
 PAGE = Path(__file__).with_name("commands.md")
-COMMANDS = ("", "run", "sweep", "prepare", "train", "eval", "generate", "serve", "plan", "fit", "design", "compare")
+COMMANDS = (
+    "",
+    "run",
+    "sweep",
+    "prepare",
+    "train",
+    "eval",
+    "generate",
+    "serve",
+    "chat",
+    "export",
+    "push",
+    "plan",
+    "fit",
+    "design",
+    "compare",
+)
 
 
 def commands_page() -> str:
