@@ -65,7 +65,7 @@ def test_every_field_and_route_is_named():
 def test_the_commands_defaults_are_the_limits():
     defaults = {name: one.default for name, one in inspect.signature(serve).parameters.items()}
     limits = Limits()
-    for name in ("slots", "queue", "max_prompt_tokens", "max_tokens", "max_body_bytes", "max_connections"):
+    for name in ("queue", "max_prompt_tokens", "max_tokens", "max_body_bytes", "max_connections"):
         assert defaults[name] == getattr(limits, name)
     assert defaults["request_timeout"] == limits.request_timeout_s
     assert defaults["drain_timeout"] == limits.drain_timeout_s
