@@ -3,12 +3,12 @@
     OMP_NUM_THREADS=1 python bench/decode_speed.py --model FOLDER
     OMP_NUM_THREADS=1 python bench/decode_speed.py --model FOLDER --llama-cpp NODE_FOLDER --gguf FILE --out speed.json
 
-All sides have the same weights, take the same prompts and choose greedily. FOLDER is a Hugging Face folder; NODE_FOLDER
-holds `npm install node-llama-cpp` (a build of llama.cpp for this processor); FILE is the model as GGUF of any type, from
-which f32, bf16 and q8_0 are written. Rounds are interleaved (every contender once, then all again) and the figure is the
-median: other users of a machine slow a round down. Processor seconds a token are steadier there. A decoding figure is
-new tokens over seconds, the prompt of 16 tokens included. The floor is the time to read all matrices once at the speed
-at which the same number of threads reads memory, measured in every round.
+All sides have the same weights, take the same prompts and choose greedily. FOLDER is a Hugging Face folder;
+NODE_FOLDER holds `npm install node-llama-cpp` (a build of llama.cpp for this processor); FILE is the model as GGUF of
+any type, from which f32, bf16 and q8_0 are written. Rounds are interleaved (every contender once, then all again) and
+the figure is the median: other users of a machine slow a round down. Processor seconds a token are steadier there. A
+decoding figure is new tokens over seconds, the prompt of 16 tokens included. The floor is the time to read all matrices
+once at the speed at which the same number of threads reads memory, measured in every round.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Ours:
         for slot in slots:
             engine.clear(slot)
         start, cpu = time.perf_counter(), time.process_time()
-        last = [int(engine.prefill(slot, ids).argmax()) for slot, ids in zip(slots, prompts, strict=True)]
+        last = engine.prefill_many(slots, prompts).argmax(-1).tolist()
         found = [[token] for token in last]
         for _ in range(count - 1):
             last = engine.decode(slots, last).argmax(-1).tolist()

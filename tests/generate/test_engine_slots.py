@@ -73,6 +73,15 @@ def test_batched_decoding_of_unequal_lengths_gives_each_the_tokens_it_gets_alone
     assert found == [greedy(model, ids, 21) for ids in PROMPTS]
 
 
+def test_prompts_read_together_give_each_the_logits_it_gets_alone(model: Transformer) -> None:
+    engine = Engine(model, slots=5, weights="float32")
+    engine.prefill(3, PROMPTS[0][:3])  # a beginning that is held already
+    found_bv = engine.prefill_many([3, 0, 4, 2], PROMPTS)
+    expected_bv = torch.stack([plain_logits(model, ids)[-1] for ids in PROMPTS])
+    assert (found_bv - expected_bv).abs().max() < TOLERANCE
+    assert engine.tokens(3) == tuple(PROMPTS[0])
+
+
 def test_several_tokens_at_once_equal_one_at_a_time(model: Transformer) -> None:
     engine = Engine(model, slots=2, weights="float32")
     guess = [4, 60, 2, 2, 33]

@@ -93,18 +93,27 @@ class Engine:
         Raises:
             ModelError: no ids, more than the capacity, an id outside the vocabulary, or logits that are not finite.
         """
-        self._check(0, ids)
-        held = self._tokens[slot]
-        most = min(len(held), len(ids) - 1)  # the last token is read in any case: its logits are asked for
-        shared = next((i for i in range(most) if held[i] != ids[i]), most)
-        self.truncate(slot, shared)
-        return self._forward([slot], [ids[shared:]], last_only=True)[0, 0]
+        return self.prefill_many([slot], [ids])[0]
+
+    def prefill_many(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """As `prefill` for several distinct slots, in one pass over the weights; logits (b, v), row by row the same."""
+        assert len(slots) == len(prompts) == len(set(slots)) >= 1, slots
+        for ids in prompts:
+            self._check(0, ids)
+        rest = []
+        for slot, ids in zip(slots, prompts, strict=True):
+            held = self._tokens[slot]
+            most = min(len(held), len(ids) - 1)  # the last token is read in any case: its logits are asked for
+            shared = next((i for i in range(most) if held[i] != ids[i]), most)
+            self.truncate(slot, shared)
+            rest.append(ids[shared:])
+        return self._forward(slots, rest, last_only=True)
 
     def prefill_logits(self, slot: int, ids: Sequence[int]) -> torch.Tensor:
         """As `prefill`, but all positions' logits, (t, v) float32; row i is about the token after ids[i]."""
         self._check(0, ids)
         self.clear(slot)
-        return self._forward([slot], [ids], last_only=False)[0]
+        return self._forward([slot], [ids], last_only=False)
 
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
         """Add one token to each of several slots, in one forward pass.
@@ -120,11 +129,11 @@ class Engine:
             ModelError: a slot is full, an id is outside the vocabulary, or logits are not finite.
         """
         assert len(slots) == len(ids) == len(set(slots)) >= 1, (slots, ids)
-        return self._forward(slots, [[token] for token in ids], last_only=True)[:, 0]
+        return self._forward(slots, [[token] for token in ids], last_only=True)
 
     def extend(self, slot: int, ids: Sequence[int]) -> torch.Tensor:
         """Add several tokens to a slot, to verify a draft's guesses; logits (t, v) float32; errors as `decode`."""
-        return self._forward([slot], [ids], last_only=False)[0]
+        return self._forward([slot], [ids], last_only=False)
 
     def length(self, slot: int) -> int:
         """Tokens that a slot holds."""
@@ -162,12 +171,12 @@ class Engine:
         pasts = [len(self._tokens[slot]) for slot in slots]
         for past, row in zip(pasts, ids, strict=True):
             self._check(past, row)
-        logits_btv = self._form.forward(slots, pasts, ids, last_only)
-        if not self._form.is_finite(logits_btv):
+        logits_wv = self._form.forward(slots, pasts, ids, last_only)
+        if not self._form.is_finite(logits_wv):
             raise ModelError("the model's logits are nan or infinite; its training diverged: use an earlier checkpoint")
         for slot, row in zip(slots, ids, strict=True):
             self._tokens[slot].extend(row)
-        return logits_btv
+        return logits_wv
 
     def _check(self, past: int, ids: Sequence[int]) -> None:
         if not ids:

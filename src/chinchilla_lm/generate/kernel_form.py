@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -30,15 +31,14 @@ class KernelForm:
     def forward(
         self, slots: Sequence[int], pasts: Sequence[int], ids: Sequence[Sequence[int]], last_only: bool
     ) -> Tensor:
-        """Read t new tokens in each of several slots; as `TorchForm.forward`."""
-        count = len(ids[0])
+        """Read new tokens in each of several slots, as many as there are; as `TorchForm.forward`."""
         flat_ids = [token for row in ids for token in row]
-        flat_slots = [slot for slot in slots for _ in range(count)]
-        positions = [past + i for past in pasts for i in range(count)]
-        wanted = range(count - 1, len(flat_ids), count) if last_only else range(len(flat_ids))
+        flat_slots = [slot for slot, row in zip(slots, ids, strict=True) for _ in row]
+        positions = [past + i for past, row in zip(pasts, ids, strict=True) for i in range(len(row))]
+        wanted = [end - 1 for end in accumulate(map(len, ids))] if last_only else range(len(flat_ids))
         logits_wv = self._decoder.step(flat_ids, flat_slots, positions, wanted, has_logits=True)[1]
         assert logits_wv is not None
-        return logits_wv.view(len(slots), -1, logits_wv.shape[-1])
+        return logits_wv
 
     def hidden(self, ids: Sequence[int]) -> Tensor:
         """Last hidden states after the final norm, x_td float32; no slot of the engine is touched."""

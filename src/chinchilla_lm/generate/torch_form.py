@@ -46,14 +46,17 @@ class TorchForm:
         Args:
             slots: distinct slots.
             pasts: tokens that each slot holds already.
-            ids: t new tokens for each slot, t >= 1.
+            ids: new tokens for each slot, at least one; rows of unequal length are read one after the other.
             last_only: only the last position of each row meets the head.
 
         Returns:
-            Logits, float32, (b, 1, v) with `last_only`, else (b, t, v).
+            Logits (w, v), float32: of each slot in turn, its last position with `last_only`, else all.
         """
+        if len({len(row) for row in ids}) > 1:
+            rows = zip(slots, pasts, ids, strict=True)
+            return torch.cat([self.forward([slot], [past], [row], last_only) for slot, past, row in rows])
         x_btd = self._chunks(slots, pasts, ids, last_only)
-        return F.linear(x_btd, self._model.head_weight.to(x_btd.dtype)).float()
+        return F.linear(x_btd.flatten(0, 1), self._model.head_weight.to(x_btd.dtype)).float()
 
     @torch.inference_mode()
     def hidden(self, ids: Sequence[int]) -> Tensor:

@@ -146,33 +146,36 @@ void write_cache(const Network& net, const Layer& layer, const Tokens& tokens, f
             turn(key, layer.key_norm, c, s, e, net.epsilon);
             const int64_t start = (tokens.slots[i] * k + j) * net.capacity * e;
             C* to_key = static_cast<C*>(layer.keys) + start + position / KEYS * KEYS * e + position % KEYS;
-            for (int64_t a = 0; a < e; a++) {
-                Floats one = {};
-                one[0] = key[a];
-                store(to_key + a * KEYS, one, 1);
-            }
+            C* dense = reinterpret_cast<C*>(key);  // rounded in place, then spread
+            sweep(e, [&](int64_t a, int64_t count) { store(dense + a, load(key + a, count), count); });
+            for (int64_t a = 0; a < e; a++) to_key[a * KEYS] = dense[a];
             C* to_value = static_cast<C*>(layer.values) + start + position * e;
             sweep(e, [&](int64_t a, int64_t count) { store(to_value + a, load(value + a, count), count); });
         }
     }
 }
 
-// Scores of G query heads that share a key head, for keys 0 ... seen - 1 and on to a multiple of 16.
+// Scores of G query heads that share a key head, for B blocks of keys.
+template <int G, int B, typename C>
+inline void score_blocks(const float* q, const C* keys, float* scores, int64_t room, int64_t e) {
+    for (int64_t part = 0; part < KEYS; part += LANES) {
+        Floats sums[G][B] = {};
+        for (int64_t a = 0; a < e; a++)
+            for (int i = 0; i < B; i++) {
+                const Floats key = load(keys + i * KEYS * e + a * KEYS + part, LANES);
+                for (int g = 0; g < G; g++) sums[g][i] += key * q[g * e + a];
+            }
+        for (int g = 0; g < G; g++)
+            for (int i = 0; i < B; i++) store(scores + g * room + i * KEYS + part, sums[g][i], LANES);
+    }
+}
+
+// The same for keys 0 ... seen - 1 and on to a multiple of 16.
 template <int G, typename C>
 inline void score(const float* q, const C* keys, float* scores, int64_t room, int64_t seen, int64_t e) {
-    for (int64_t s = 0; s < seen; s += KEYS)
-        for (int64_t part = 0; part < KEYS; part += LANES) {
-            Floats sums[G][2] = {};  // even and odd inputs: two chains of additions
-            const C* from = keys + s * e + part;
-            for (int64_t a = 0; a < e; a += 2) {
-                const Floats even = load(from + a * KEYS, LANES), odd = load(from + (a + 1) * KEYS, LANES);
-                for (int g = 0; g < G; g++) {
-                    sums[g][0] += even * q[g * e + a];
-                    sums[g][1] += odd * q[g * e + a + 1];
-                }
-            }
-            for (int g = 0; g < G; g++) store(scores + g * room + s + part, sums[g][0] + sums[g][1], LANES);
-        }
+    int64_t s = 0;
+    for (; s + 3 * KEYS < seen; s += 4 * KEYS) score_blocks<G, 4, C>(q, keys + s * e, scores + s, room, e);
+    for (; s < seen; s += KEYS) score_blocks<G, 1, C>(q, keys + s * e, scores + s, room, e);
 }
 
 // In place: exp(scale * (score - largest)); returns the sum.

@@ -149,8 +149,10 @@ class Decoder:
         return hidden_wd, logits_wv
 
     def is_finite(self, x: Tensor) -> bool:
-        """Whether no element is nan or infinite; contiguous float32. (torch would wake its own threads for a sum.)"""
-        assert x.is_contiguous() and x.dtype == torch.float32, x.dtype
+        """Whether no element of a dense float32 tensor is nan or infinite."""
+        assert x.is_contiguous()
+        assert x.dtype == torch.float32
+        # torch's own sum would wake its threads, which then spin beside ours
         return bool(self._library.all_finite(x.data_ptr(), x.numel()))
 
     @contextmanager

@@ -70,7 +70,8 @@ inline Floats sum_each(const Floats* x) {
 // y[t][r] for R rows of weights and T tokens.
 template <int R, int T, typename W>
 inline void dots(const W* w, const float* scale, const float* x, float* y, int64_t inputs, int64_t outputs) {
-    Floats sums[R * T] = {};
+    constexpr int WHOLE = (R * T + 15) / 16 * 16;  // of zeros beyond R * T, for sum_each
+    Floats sums[WHOLE] = {};
     sweep(inputs, [&](int64_t j, int64_t count) {
         Floats a[R];
         for (int r = 0; r < R; r++) {
@@ -82,9 +83,9 @@ inline void dots(const W* w, const float* scale, const float* x, float* y, int64
             for (int r = 0; r < R; r++) sums[r * T + t] += a[r] * b;
         }
     });
-    float totals[R * T];
-    if (R * T % 16 == 0 && LANES == 16)
-        for (int i = 0; i < R * T; i += 16) store(totals + i, sum_each(sums + i), LANES);
+    float totals[WHOLE];
+    if (R * T >= 4 && LANES == 16)
+        for (int i = 0; i < WHOLE; i += 16) store(totals + i, sum_each(sums + i), LANES);
     else
         for (int i = 0; i < R * T; i++) totals[i] = sum(sums[i]);
     for (int r = 0; r < R; r++)
@@ -103,7 +104,7 @@ inline void row_block(const Matrix& m, int64_t row, const float* x, float* y, in
 
 template <typename W>
 void multiply_vectors(const Matrix& m, const float* x, float* y, int64_t tokens, int threads) {
-    constexpr int64_t ROWS = 4;
+    constexpr int64_t ROWS = LANES == 16 ? 6 : 3;  // 4 tokens of 6 rows fill 24 of 32 registers (3 rows: 12 of 16)
     const int64_t blocks = (m.outputs + ROWS - 1) / ROWS;
     PARALLEL
     for (int64_t block = 0; block < blocks; block++) {
