@@ -7,10 +7,10 @@ text (with a seed: other tokens than without a draft, from the same distribution
 the model's pass costs more for each guess, and nothing is won.
 
 A draft pays where a token costs the reading of many weights. The model's own copy with int8 weights is one that is
-always at hand: SmolLM2-135M on one core makes the same greedy text in 22.7 instead of 35.4 ms a token (float32) and 17.2
-instead of 24.3 (bfloat16) with 4 guesses, of which 0.94 and 0.90 are kept (2026-11-22). A model of 4 million parameters,
-whose token takes 1 ms, was slower with a sibling a tenth its size than alone at most settings: 0.35 to 0.50 of single
-guesses were kept, 0.14 to 0.21 of four.
+always at hand: SmolLM2-135M on one core makes the same greedy text in 22.7 instead of 35.4 ms a token (float32) and
+17.2 instead of 24.3 (bfloat16) with 4 guesses, of which 0.94 and 0.90 are kept (2026-11-22). A model of 4 million
+parameters, whose token takes 1 ms, was slower with a sibling a tenth its size than alone at most settings: 0.35 to
+0.50 of single guesses were kept, 0.14 to 0.21 of four.
 
 Source: Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1 and appendix A.1.
 """
