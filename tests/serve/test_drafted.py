@@ -51,7 +51,7 @@ def test_a_text_for_a_client_that_left_stops(drafted):
         connection.recv(10)
     wait_until(lambda: drafted.served.scheduler.statistics().running == 0)
     assert drafted.post("/v1/completions", bodies()[0]).status_code == 200
-    assert "chinchilla_running 0.0" in drafted.get("/metrics").text
+    wait_until(lambda: "chinchilla_running 0.0" in drafted.get("/metrics").text)
 
 
 def test_a_draft_that_does_not_fit_is_refused(tiny_folder, tmp_path):
