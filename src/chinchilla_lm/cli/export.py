@@ -134,7 +134,9 @@ def _print_findings(findings: tuple[Finding, ...]) -> None:
 
 def _print_export(done: Export) -> None:
     total = sum(done.bytes_by_file.values())
-    print(f"{done.path}  {done.form} {done.precision}, {format_bytes(total)} in {len(done.bytes_by_file)} files")
+    count = len(done.bytes_by_file)
+    files = "1 file" if count == 1 else f"{count} files"
+    print(f"{done.path}  {done.form} {done.precision}, {format_bytes(total)} in {files}")
     for parity in done.parity:
         print(f"  read by {parity.reader}: {_parity_words(parity)}")
     _print_commands(done.commands)
@@ -142,6 +144,7 @@ def _print_export(done: Export) -> None:
 
 def _parity_words(parity: Parity) -> str:
     weights = "" if parity.weight_error is None else f"weights within {parity.weight_error:.2g} of the largest, "
+    weights = "weights equal, " if parity.weight_error == 0 else weights
     return (
         f"{weights}log-probabilities within {parity.logprob_difference:.2g} (divergence "
         f"{parity.mean_logprob_difference:.2g}) nats and {100 * parity.same_choice:.1f} % the same choice at "
