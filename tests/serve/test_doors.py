@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 
 import pytest
 from tests.serve.conftest import run_live
@@ -172,6 +173,12 @@ def test_keys_are_read_and_weak_ones_refused(tmp_path):
 def test_limits_out_of_range_are_refused(changes):
     with pytest.raises(ConfigError, match=next(iter(changes))):
         Limits(**changes)
+
+
+def test_answers_are_not_held_back():
+    """asyncio switches Nagle's algorithm off only for sockets that name their protocol: 44 ms an answer, or 2."""
+    with open_socket(ServerSettings(port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_a_taken_port_is_said():

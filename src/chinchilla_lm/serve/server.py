@@ -7,6 +7,7 @@ Told to stop (SIGTERM, Ctrl-C) it takes no new connections, /ready answers 503, 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from types import FrameType
 from typing import TextIO
@@ -28,6 +29,7 @@ class ModelServer(uvicorn.Server):
     def __init__(self, application: Application, settings: ServerSettings) -> None:
         """Configured; nothing listens yet."""
         limits = settings.limits
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are a line for each hostile request
         super().__init__(
             uvicorn.Config(
                 application.asgi,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import socket
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -151,7 +152,18 @@ def open_socket(settings: ServerSettings) -> socket.socket:
     host = settings.host.strip("[]")
     try:
         family = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, settings.port), family=family, backlog=settings.limits.max_connections)
+        # With the protocol named, which socket.create_server leaves out: asyncio switches Nagle's algorithm off only
+        # then, and each answer would wait 40 ms for the client's acknowledgement of its headers (44 ms against 2).
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            if os.name == "posix":  # elsewhere it would let two servers share a port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, settings.port))
+            listener.listen(settings.limits.max_connections)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {settings.host} port {settings.port} ({error.strerror or error}); choose another --port"
