@@ -34,7 +34,7 @@ class Limits:
         header_timeout_s: from connecting (or the first byte of the next request) to the end of the headers.
         body_timeout_s: from the headers to the end of the body.
         write_timeout_s: a client that reads nothing for so long is disconnected.
-        keep_alive_s: an idle connection is closed.
+        keep_alive_s: an idle connection is closed; longer than the 5 s after which OpenAI's client stops using one.
         drain_timeout_s: running requests may take so long to finish when the server is told to stop.
     """
 
@@ -49,7 +49,7 @@ class Limits:
     header_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
     write_timeout_s: float = 10.0
-    keep_alive_s: float = 5.0
+    keep_alive_s: float = 10.0
     drain_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
