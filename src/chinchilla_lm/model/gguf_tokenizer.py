@@ -127,7 +127,7 @@ def name_pre_tokenizer(document: Mapping[str, Any], *, where: str) -> PreTokeniz
             + "; use llama.cpp's own convert_hf_to_gguf.py"
         )
     normalizer = document.get("normalizer")
-    if normalizer is not None and normalizer.get("type") != "NFC":  # llama.cpp takes text as it comes; see docs/export
+    if normalizer is not None and normalizer.get("type") != "NFC":  # Qwen's; preflight.py tells
         raise ModelError(
             f"{where}: its normalizer {normalizer.get('type')} changes text and llama.cpp has none; export --to hf"
         )

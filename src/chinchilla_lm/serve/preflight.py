@@ -163,9 +163,13 @@ def _pre_tokenizer(folder: Path) -> list[Finding]:
     if not (folder / "tokenizer.json").is_file():
         return []
     try:
-        pre = name_pre_tokenizer(read_json(folder / "tokenizer.json"), where="tokenizer.json")
+        document = read_json(folder / "tokenizer.json")
+        pre = name_pre_tokenizer(document, where="tokenizer.json")
     except ChinchillaError as error:
         return [_one("llama.cpp", "pre-tokenizer", "block", str(error))]
+    if document.get("normalizer") is not None:
+        detail = f'"{pre.name}"; the tokenizer composes characters (NFC) and llama.cpp does not: send composed text'
+        return [_one("llama.cpp", "pre-tokenizer", "warn", detail)]
     detail = f'"{pre.name}", written into the GGUF file (llama.cpp\'s own converter would refuse a new vocabulary)'
     return [_one("llama.cpp", "pre-tokenizer", "ok", detail)]
 
