@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from chinchilla_lm.cli import models as commands
+from chinchilla_lm.cli.terminal import SamplingOptions
 from chinchilla_lm.core.errors import ChinchillaError, DataError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.documents import Document
@@ -40,7 +41,9 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_generate_prints_one_json_document(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands.generate(run_directory / "model", "The sea", max_tokens=9, temperature=1.0, seed=3, json=True)
+    commands.generate(
+        run_directory / "model", "The sea", max_tokens=9, sampling=SamplingOptions(temperature=1.0, seed=3), json=True
+    )
     printed = json.loads(capsys.readouterr().out)
     expected = generate(
         load_model(run_directory / "model"),
@@ -55,9 +58,9 @@ def test_generate_prints_one_json_document(run_directory: Path, capsys: pytest.C
 
 
 def test_generate_prints_only_the_text_on_stdout(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands.generate(run_directory, "The sea", max_tokens=9, seed=3, json=True)
+    commands.generate(run_directory, "The sea", max_tokens=9, sampling=SamplingOptions(seed=3), json=True)
     record = json.loads(capsys.readouterr().out)
-    commands.generate(run_directory, "The sea", max_tokens=9, seed=3)
+    commands.generate(run_directory, "The sea", max_tokens=9, sampling=SamplingOptions(seed=3))
     printed = capsys.readouterr()
     assert printed.out == record["text"] + "\n"
     assert "tokens/s" in printed.err

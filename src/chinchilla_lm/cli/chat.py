@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from chinchilla_lm.cli.terminal import read_logit_bias, visible
+from chinchilla_lm.cli.terminal import SamplingOptions, visible
 from chinchilla_lm.core.errors import ChinchillaError
 
 if TYPE_CHECKING:
@@ -20,22 +20,15 @@ HELP = """\
 /save FILE      write the conversation as JSON
 /quit           leave (or Ctrl-D); Ctrl-C stops an answer"""
 PROMPT = ">>> "
+_DEFAULTS = SamplingOptions()
 
 
-def chat(  # noqa: PLR0913 - a command has as many arguments as options
+def chat(
     model: Path,
     *,
     system: str | None = None,
     max_tokens: int = 512,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
-    logit_bias: tuple[str, ...] = (),
-    seed: int = 0,
+    sampling: SamplingOptions = _DEFAULTS,
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
 ) -> None:
     """Talk with a model in the terminal; a model without a chat template continues each text you write.
@@ -46,36 +39,17 @@ def chat(  # noqa: PLR0913 - a command has as many arguments as options
         model: A model folder or a run directory.
         system: The system message; by default what the chat template has.
         max_tokens: The most tokens of an answer.
-        temperature: 0 takes the most likely token; 1 draws as the model says.
-        top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Keep the likeliest tokens that together reach p; 1 keeps all.
-        min_p: Keep tokens with at least this fraction of the likeliest one's probability.
-        repetition_penalty: Above 1 tokens of the conversation become less likely.
-        presence_penalty: Taken off the logits of tokens that the answer has already; -2 to 2.
-        frequency_penalty: The same for every time they occur; -2 to 2.
-        logit_bias: TOKEN_ID=BIAS, -100 to 100; give it again for more.
-        seed: The same seed and the same words give the same answers.
+        sampling: How the next token is chosen.
         weights: Number format of decoding; int8 is fastest and slightly less exact.
     """
-    from chinchilla_lm.generate.sampling import Sampling  # torch takes seconds to import
-    from chinchilla_lm.serve.conversation import Conversation
+    from chinchilla_lm.serve.conversation import Conversation  # torch takes seconds to import
     from chinchilla_lm.serve.served_model import load_served_model
     from chinchilla_lm.serve.settings import Limits
 
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=read_logit_bias(logit_bias),
-        seed=seed,
-    )
+    chosen = sampling.sampling()
     served = load_served_model(model, weights=weights, limits=Limits(slots=1, queue=1))
     try:
-        conversation = Conversation(served, sampling=sampling, max_tokens=max_tokens, system=system)
+        conversation = Conversation(served, sampling=chosen, max_tokens=max_tokens, system=system)
         kind = "" if conversation.is_chat else " (no chat template: it continues each text you write)"
         _say(f"{served.name}{kind}; /help lists the commands")
         run_chat(conversation, _line_reader(), _write)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from chinchilla_lm.cli.terminal import read_logit_bias, visible
+from chinchilla_lm.cli.terminal import SamplingOptions, visible
 from chinchilla_lm.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,22 +26,15 @@ if TYPE_CHECKING:
     from chinchilla_lm.model.transformer import Transformer
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
+_DEFAULTS = SamplingOptions()
 
 
-def generate(  # noqa: PLR0913 - a command has as many arguments as options
+def generate(
     model: Path,
     prompt: str,
     *,
     max_tokens: int = 128,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
-    logit_bias: tuple[str, ...] = (),
-    seed: int = 0,
+    sampling: SamplingOptions = _DEFAULTS,
     json: JsonFlag = False,
 ) -> None:
     """Continue a prompt.
@@ -50,41 +43,22 @@ def generate(  # noqa: PLR0913 - a command has as many arguments as options
         model: A model folder or a run directory.
         prompt: The text to continue; "" starts a new one.
         max_tokens: The most tokens to add.
-        temperature: 0 takes the most likely token; 1 draws as the model says.
-        top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Keep the likeliest tokens that together reach p; 1 keeps all.
-        min_p: Keep tokens with at least this fraction of the likeliest one's probability.
-        repetition_penalty: Above 1 tokens of the prompt and the text become less likely.
-        presence_penalty: Taken off the logits of tokens that the text has already; -2 to 2.
-        frequency_penalty: The same for every time they occur; -2 to 2.
-        logit_bias: TOKEN_ID=BIAS, -100 to 100; give it again for more.
-        seed: The same seed gives the same text.
+        sampling: How the next token is chosen.
         json: Print one JSON document: text, tokens, tokens_per_s, finish_reason.
     """
     # torch takes seconds to import
     from chinchilla_lm.generate.completion import generate as continue_text
     from chinchilla_lm.generate.completion import stream
-    from chinchilla_lm.generate.sampling import Sampling
 
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=read_logit_bias(logit_bias),
-        seed=seed,
-    )
+    chosen = sampling.sampling()
     transformer, tokenizer, stop_ids = _load(model)
     if json:
         record = continue_text(
-            transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids
+            transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=chosen, stop_ids=stop_ids
         )
         _print_json({name: getattr(record, name) for name in ("text", "tokens", "tokens_per_s", "finish_reason")})
         return
-    pieces = stream(transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids)
+    pieces = stream(transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=chosen, stop_ids=stop_ids)
     record = _print_pieces(pieces)
     print(
         f"{record.tokens} tokens, {record.tokens_per_s:.1f} tokens/s, finish_reason {record.finish_reason}",
