@@ -1,0 +1,194 @@
+"""The config of one fine-tuning run: what config.toml of its directory holds, value by value.
+
+It is frozen and loaded strictly (`core.config`). None means "by rule": `tune.defaults.resolve` fills every None from
+the method and the data, and the run records what it took. Nothing here reaches torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from chinchilla_lm.core.errors import ConfigError
+
+TaskName = Literal[
+    "text-classification",
+    "token-classification",
+    "relation-extraction",
+    "question-answering",
+    "multiple-choice",
+    "translation",
+    "summarization",
+    "dialogue",
+    "text-generation",
+]
+Method = Literal["full", "head", "top-k", "gradual", "pattern", "lora", "prompt", "prefix", "ia3", "bitfit"]
+Mask = Literal["causal", "bidirectional", "top-k"]
+HeadKind = Literal["auto", "label-words", "fresh", "span", "generative", "scoring"]
+
+# What may change between a run and its continuation: where it lies, and how often it looks at itself.
+_NOT_DECIDING = ("out", "micro_batch", "threads", "checkpoint_seconds", "test", "test_rows", "bootstrap_draws")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    r"""One fine-tuning run.
+
+    Attributes:
+        task: one of Hugging Face's task names.
+        model: folder of a saved model, ours or any Hugging Face one.
+        train: labelled rows, as `data.labelled.read_rows` reads them.
+        validation: rows for early stopping and the choice of the best checkpoint; None: a part of `train`.
+        test: rows that are only measured, before and after; None: no test, the validation rows are reported.
+        out: the run directory.
+        backbone: "own" (our Transformer and kernels), "hub" (the transformers module), "auto": own where it can.
+        method: which parameters learn. "full" all; "head" the head alone; "top-k" the last `top_k` blocks, the last
+            norm and the head; "gradual" one block more each epoch from the top; "pattern" names that match
+            `pattern`; "lora", "prompt", "prefix", "ia3", "bitfit" as in the literature.
+        top_k: blocks for method "top-k", >= 1.
+        pattern: regular expression on parameter names (`re.search`), for method "pattern".
+        rank: of LoRA, >= 1.
+        lora_alpha: LoRA's scale is lora_alpha / rank; None: 2 * rank.
+        lora_dropout: on LoRA's input, in [0, 1).
+        virtual_tokens: of methods "prompt" and "prefix", >= 1.
+        mask: of attention: "causal", "bidirectional", or bidirectional in the last `mask_blocks` blocks ("top-k").
+        mask_blocks: blocks without the causal mask for mask "top-k", >= 1.
+        head: "label-words" tunes the model's own words for the labels, "fresh" a new matrix that starts from their
+            rows; "span", "generative" for question-answering; "scoring" for choices; "auto" by rule.
+        pooling: which states a classification head reads: the last token's, or the mean.
+        template: prompt of the task with fields in braces, such as "Review: {text}\nSentiment:"; None: the task's own.
+        language: of prompts and measures, "en" or "zh"; None: found from the rows.
+        label_words: label -> the word that names it in the prompt's answer; labels left out name themselves.
+        normalisation: of a choice's log-probability: "byte", "token" or "sum".
+        epochs: passes over the training rows, > 0; may be a fraction.
+        steps: updates; None: epochs decide.
+        rows: examples in one update, >= 1.
+        micro_batch: examples in one pass, 1..rows; it changes memory, not the result. None: rows.
+        lr: peak learning rate, > 0; None: by method.
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        weight_decay: decoupled, on matrices only.
+        warmup: share of the updates, in [0, 1).
+        schedule: of the learning rate after the warm-up.
+        clip_norm: the gradient's norm is scaled down to this, > 0.
+        layer_decay: factor of the learning rate from one block to the one below, in (0, 1]; 1: none.
+        dropout: before the head and where the model has it, in [0, 1); None: 0.1 before a head, the model's own within.
+        patience: validations without a better metric before stopping, >= 1; 0: never stop early.
+        evaluate_every: updates between validations, >= 1; None: once an epoch.
+        seed: of heads, order of rows, dropout, >= 0.
+        dtype: of matmuls and activations; weights stay float32. "auto": bfloat16 where the processor has it.
+        threads: of torch on a CPU, >= 1.
+        max_tokens: longest example in tokens; None: 512 or the model's context.
+        max_new_tokens: longest generated answer; None: the task's own.
+        is_packed: put several completion examples in one row, isolated by a mask; for generative tasks.
+        train_rows: take only this many training rows, drawn by seed; None: all.
+        validation_rows: the same of the validation rows.
+        test_rows: the same of the test rows.
+        validation_fraction: of the training rows where `validation` is None, in (0, 1).
+        columns: canonical field -> the file's column, where the names differ.
+        checkpoint_seconds: between checkpoints for resuming, >= 0.
+        bootstrap_draws: of the intervals and the paired test, >= 100.
+    """
+
+    task: TaskName
+    model: str
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    out: str
+    backbone: Literal["auto", "own", "hub"] = "auto"
+    method: Method = "lora"
+    top_k: int = 4
+    pattern: str | None = None
+    rank: int = 8
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.05
+    virtual_tokens: int = 20
+    mask: Mask = "causal"
+    mask_blocks: int = 4
+    head: HeadKind = "auto"
+    pooling: Literal["last", "mean"] = "last"
+    template: str | None = None
+    language: Literal["en", "zh"] | None = None
+    label_words: Mapping[str, str] = field(default_factory=dict)
+    normalisation: Literal["byte", "token", "sum"] = "byte"
+    epochs: float = 3.0
+    steps: int | None = None
+    rows: int = 16
+    micro_batch: int | None = None
+    lr: float | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    clip_norm: float = 1.0
+    layer_decay: float = 1.0
+    dropout: float | None = None
+    patience: int = 3
+    evaluate_every: int | None = None
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = 1
+    max_tokens: int | None = None
+    max_new_tokens: int | None = None
+    is_packed: bool = False
+    train_rows: int | None = None
+    validation_rows: int | None = None
+    test_rows: int | None = None
+    validation_fraction: float = 0.1
+    columns: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_seconds: float = 60.0
+    bootstrap_draws: int = 10_000
+
+    def __post_init__(self) -> None:
+        self._check_whole_numbers()
+        self._check_shares()
+        if self.method == "pattern" and not self.pattern:
+            raise ConfigError('pattern = None must be a regular expression for method "pattern"; write pattern = "..."')
+        if self.micro_batch is not None and self.micro_batch > self.rows:
+            raise ConfigError(
+                f"micro_batch = {self.micro_batch} must lie in 1..rows = 1..{self.rows}; leave it out to take one pass"
+            )
+        if self.mask != "causal" and self.backbone == "own":
+            raise ConfigError(
+                f'mask = "{self.mask}" needs the backbone of transformers; write backbone = "hub" or "auto"'
+            )
+        if self.method in ("prompt", "prefix", "ia3") and self.backbone == "own":
+            raise ConfigError(
+                f'method = "{self.method}" needs the backbone of transformers; write backbone = "hub" or "auto"'
+            )
+
+    def _check_whole_numbers(self) -> None:
+        least = {"top_k": 1, "rank": 1, "virtual_tokens": 1, "mask_blocks": 1, "rows": 1, "patience": 0, "seed": 0}
+        least |= {"threads": 1, "bootstrap_draws": 100, "steps": 1, "micro_batch": 1, "evaluate_every": 1}
+        least |= {"max_tokens": 2, "max_new_tokens": 1, "train_rows": 1, "validation_rows": 1, "test_rows": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ConfigError(f"{name} = {value} must be >= {bound}; write {bound} or more")
+
+    def _check_shares(self) -> None:
+        for name in ("epochs", "lr", "clip_norm", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} = {value} must be > 0; write a positive number")
+        for name in ("lora_dropout", "dropout", "warmup"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"{name} = {value} must lie in [0, 1); write 0.1")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay = {self.layer_decay} must lie in (0, 1]; write 0.95, or 1.0 for none")
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(f"validation_fraction = {self.validation_fraction} must lie in (0, 1); write 0.1")
+        if not (self.weight_decay >= 0 and self.checkpoint_seconds >= 0):
+            raise ConfigError(
+                f"weight_decay = {self.weight_decay} and checkpoint_seconds = {self.checkpoint_seconds} must be >= 0; "
+                "write 0.0 for none"
+            )
+
+    def fingerprint(self) -> str:
+        """Name what decides the trained weights: 16 hex digits, equal for two configs that train the same model."""
+        deciding = {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
