@@ -135,6 +135,11 @@ class Engine:
         """Add several tokens to a slot, to verify a draft's guesses; logits (t, v) float32; errors as `decode`."""
         return self._forward([slot], [ids], last_only=False)
 
+    def extend_many(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """As `extend` for several distinct slots in one pass: (w, v) float32, the rows of each slot after another."""
+        assert len(slots) == len(ids) == len(set(slots)) >= 1, slots
+        return self._forward(slots, ids, last_only=False)
+
     def length(self, slot: int) -> int:
         """Tokens that a slot holds."""
         return len(self._tokens[slot])
