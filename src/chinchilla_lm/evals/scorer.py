@@ -51,7 +51,7 @@ class TokenPair:
 
 
 class Scorer:
-    """Prices continuations with one model. Attributes: `engine`, `tokenizer`, `start_id` (what an empty text becomes)."""
+    """Prices continuations with one model. Attributes: `engine`, `tokenizer`, `start_id` (token of an empty text)."""
 
     def __init__(
         self,
