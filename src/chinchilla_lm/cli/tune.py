@@ -1,0 +1,147 @@
+"""`chinchilla tune`: a model and labelled rows -> a better model, shown before and after.
+
+With --json, exactly one JSON document goes to stdout; what is meant for people goes to stderr. torch is imported inside
+the functions, so that `chinchilla tune --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Group, Parameter
+from rich.console import Console
+
+from chinchilla_lm.cli.terminal import visible
+from chinchilla_lm.cli.tune_options import TuneOptions, read_config
+from chinchilla_lm.cli.tune_text import tune_lines
+from chinchilla_lm.core.errors import ConfigError
+from chinchilla_lm.tune.config import TaskName
+
+if TYPE_CHECKING:
+    from chinchilla_lm.tune.config import TuneConfig
+
+_JOB = Group("Job", sort_key=1)
+
+
+@Parameter(name="*", group=_JOB)
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What is done with the rows besides one tuning, and what is printed."""
+
+    config: Path | None = None
+    """A TOML file with the same names (underscores); words on the command line win."""
+    continue_from: Annotated[Path | None, Parameter(name="--continue", negative="")] = None
+    """The run directory of an earlier tuning: go on from its model, replay its rows, and say what was forgotten."""
+    search: int = 0
+    """Try so many settings on the validation rows first; the test rows are measured once, with the best."""
+    fractions: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = ()
+    """Also tune on these parts of the rows, such as 0.125 0.25 0.5, and say what twice the labels would bring."""
+    json: Annotated[bool, Parameter(name="--json", negative="")] = False
+    """Print one JSON document on stdout."""
+
+    def __post_init__(self) -> None:
+        if self.search < 0:
+            raise ConfigError(f"--search {self.search} must be 0 or more trials; write 0 for none")
+        if not all(0 < fraction < 1 for fraction in self.fractions):
+            raise ConfigError(f"--fractions {self.fractions} must each lie in (0, 1); write 0.125 0.25 0.5")
+        if sum((self.search > 0, bool(self.fractions), self.continue_from is not None)) > 1:
+            raise ConfigError("--search, --fractions and --continue are three jobs; run one after another")
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    options: Any = field(default_factory=TuneOptions)
+    job: JobOptions = field(default_factory=JobOptions)
+
+
+_DEFAULTS = _Defaults()
+
+
+def tune(
+    task: TaskName | None = None, /, *, options: TuneOptions = _DEFAULTS.options, job: JobOptions = _DEFAULTS.job
+) -> None:
+    """Fine-tune a model on labelled rows, and measure it before and after on rows that nothing was chosen by.
+
+    The run directory holds the model (an ordinary Hugging Face folder), every record and report.html. Stopped at any
+    time, the same command goes on.
+
+    Args:
+        task: What is learned; --config may name it instead.
+        options: Fields of the config.
+        job: What else is done.
+    """
+    config = read_config(task, options, job.config)
+    with _display() as display:
+        _run(config, job, display)
+    record = _record(config)
+    if job.json:
+        print(json_format.dumps(tune_json(record, Path(config.out)), ensure_ascii=False, allow_nan=False))
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in tune_lines(Path(config.out)):
+        console.print(visible(line), markup=False)
+
+
+def tune_json(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the document of --json.
+
+    Args:
+        record: tune.json.
+        folder: the run directory.
+    """
+    intervals = record.get("intervals") or {}
+    return {
+        "task": record.get("task"),
+        "metric": record.get("metric"),
+        "metrics_before": record.get("metrics_before") or {},
+        "metrics_after": record.get("metrics_after") or {},
+        "interval": {**(intervals.get("after") or {}), "before": intervals.get("before")},
+        "paired": record.get("paired"),
+        "evaluated_on": record.get("evaluated_on"),
+        "rows": record.get("rows"),
+        "cost": record.get("cost"),
+        "run_dir": str(folder),
+        "model_dir": str(folder / "model"),
+        "report": str(folder / "report.html"),
+    }
+
+
+def _run(config: TuneConfig, job: JobOptions, display: Any) -> None:
+    """Do the job that was asked for; each is one function of its floor."""
+    # torch takes seconds to import
+    if job.search:
+        from chinchilla_lm.tune.search import search
+
+        search(config, job.search, display)
+    elif job.fractions:
+        from chinchilla_lm.tune.learning_curve import tune_fractions
+
+        tune_fractions(config, job.fractions, display)
+    elif job.continue_from is not None:
+        from chinchilla_lm.tune.continual import continue_tuning
+
+        continue_tuning(job.continue_from, config, display)
+    else:
+        from chinchilla_lm.tune.tuning import tune as tune_model
+
+        tune_model(config, display)
+    from chinchilla_lm.report.tune_page import write_tune_page
+
+    write_tune_page(config.out)
+
+
+def _record(config: TuneConfig) -> Mapping[str, Any]:
+    from chinchilla_lm.report.tune_record import read_tune_run
+
+    return read_tune_run(config.out).record
+
+
+def _display() -> Any:
+    from chinchilla_lm.cli.display import StudyDisplay
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C: save, and resume later
+    return StudyDisplay(Console(stderr=True, highlight=False))
