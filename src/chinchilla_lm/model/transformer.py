@@ -104,20 +104,28 @@ class Transformer(nn.Module):
             ids_bt: token ids, int64.
             targets_bt: the token that follows each, int64; IGNORED (-100) where there is none: loss 0.
         """
-        x_nd, head_vd = self.hidden(ids_bt).flatten(0, 1), self.head_weight.to(self.compute_dtype)
-        targets_n = targets_bt.flatten()
+        return self.losses_of(self.hidden(ids_bt).flatten(0, 1), targets_bt.flatten()).view_as(targets_bt)
+
+    def losses_of(self, x_nd: Tensor, targets_n: Tensor) -> Tensor:
+        """Cross-entropy of targets at chosen positions, nats: losses_n, float32; IGNORED (-100): loss 0.
+
+        Args:
+            x_nd: states that `hidden` returned, of any n positions.
+            targets_n: the token that follows each, int64.
+        """
+        head_vd = self.head_weight.to(self.compute_dtype)
         if self.has_kernels:
-            return kernels.token_losses(x_nd, head_vd, targets_n).view_as(targets_bt)
+            return kernels.token_losses(x_nd, head_vd, targets_n)
         size = max(1, CHUNK_LOGITS // self.shape.vocab)
         if len(targets_n) <= size:
-            return _losses(x_nd, head_vd, targets_n).view_as(targets_bt)
+            return _losses(x_nd, head_vd, targets_n)
         parts = [  # the backward pass computes the logits of a part again, so that only one part's are held
             checkpoint(
                 _losses, x_nd[start : start + size], head_vd, targets_n[start : start + size], use_reentrant=False
             )
             for start in range(0, len(targets_n), size)
         ]
-        return torch.cat(parts).view_as(targets_bt)
+        return torch.cat(parts)
 
     @property
     def head_weight(self) -> Tensor:

@@ -79,6 +79,7 @@ class TuneConfig:
         evaluate_every: updates between validations, >= 1; None: once an epoch.
         seed: of heads, order of rows, dropout, >= 0.
         dtype: of matmuls and activations; weights stay float32. "auto": bfloat16 where the processor has it.
+        device: "auto" takes the GPU where there is one.
         threads: of torch on a CPU, >= 1.
         max_tokens: longest example in tokens; None: 512 or the model's context.
         max_new_tokens: longest generated answer; None: the task's own.
@@ -130,6 +131,7 @@ class TuneConfig:
     evaluate_every: int | None = None
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
     max_tokens: int | None = None
     max_new_tokens: int | None = None
