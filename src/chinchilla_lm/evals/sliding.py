@@ -91,7 +91,7 @@ def score_documents(
     if not kept:
         raise DataError("there is no text to measure; give at least one document")
     ids_by_document = [one.ids for one in tokenizer.encode_batch([one.text for one in kept], add_special_tokens=False)]
-    nats_n = _score(model, ids_by_document, start_id, stride, progress)
+    nats_n = document_nats(model, ids_by_document, start_id=start_id, stride=stride, progress=progress)
     if not np.isfinite(nats_n).all():
         raise ModelError("the loss is nan or infinite; the training diverged: use an earlier checkpoint")
     tokens_n = np.array([len(ids) for ids in ids_by_document])
@@ -102,6 +102,42 @@ def score_documents(
         chosen = np.array([one == domain for one in domains])
         scores.append(_summarise(domain, nats_n[chosen], tokens_n[chosen], bytes_n[chosen]))
     return scores
+
+
+@torch.inference_mode()
+def document_nats(
+    model: Transformer,
+    ids_by_document: Sequence[Sequence[int]],
+    *,
+    start_id: int,
+    stride: int,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Return -ln p of each document's tokens, nats_n, float64; arguments as `score_documents`, stride in range."""
+    was_training, device = model.training, model.head_weight.device
+    model.eval()
+    nats_n = np.zeros(len(ids_by_document))
+    windows = sorted(
+        _windows([len(ids) for ids in ids_by_document], model.shape.context, stride),
+        key=lambda window: (window.end - window.begin, window.document, window.first),
+    )
+    for batch in _batches(windows):
+        longest = max(window.end - window.begin for window in batch)
+        inputs_bt = np.full((len(batch), longest), start_id, dtype=np.int64)
+        targets_bt = np.full((len(batch), longest), _IGNORED, dtype=np.int64)
+        for row, window in enumerate(batch):
+            stream = ids_by_document[window.document]
+            size, skipped = window.end - window.begin, window.first - window.begin
+            before = [start_id] if window.begin == 0 else [stream[window.begin - 1]]
+            inputs_bt[row, :size] = [*before, *stream[window.begin : window.end - 1]]
+            targets_bt[row, skipped:size] = stream[window.first : window.end]
+        losses_bt = model.token_losses(torch.from_numpy(inputs_bt).to(device), torch.from_numpy(targets_bt).to(device))
+        nats_b = losses_bt.double().sum(dim=1).cpu().numpy()
+        np.add.at(nats_n, [window.document for window in batch], nats_b)
+        if progress is not None:
+            progress(sum(window.end - window.first for window in batch))
+    model.train(was_training)
+    return nats_n
 
 
 def _summarise(domain: str, nats_n: np.ndarray, tokens_n: np.ndarray, bytes_n: np.ndarray) -> TextScore:
@@ -138,41 +174,6 @@ def _windows(lengths: Sequence[int], context: int, stride: int) -> Iterator[_Win
             end = min(length, first + (context if first == 0 else stride))
             yield _Window(document, max(0, end - context), first, end)
             first = end
-
-
-@torch.inference_mode()
-def _score(
-    model: Transformer,
-    ids_by_document: Sequence[Sequence[int]],
-    start_id: int,
-    stride: int,
-    progress: Callable[[int], None] | None,
-) -> np.ndarray:
-    """Nats of each document."""
-    was_training, device = model.training, model.head_weight.device
-    model.eval()
-    nats_n = np.zeros(len(ids_by_document))
-    windows = sorted(
-        _windows([len(ids) for ids in ids_by_document], model.shape.context, stride),
-        key=lambda window: (window.end - window.begin, window.document, window.first),
-    )
-    for batch in _batches(windows):
-        longest = max(window.end - window.begin for window in batch)
-        inputs_bt = np.full((len(batch), longest), start_id, dtype=np.int64)
-        targets_bt = np.full((len(batch), longest), _IGNORED, dtype=np.int64)
-        for row, window in enumerate(batch):
-            stream = ids_by_document[window.document]
-            size, skipped = window.end - window.begin, window.first - window.begin
-            before = [start_id] if window.begin == 0 else [stream[window.begin - 1]]
-            inputs_bt[row, :size] = [*before, *stream[window.begin : window.end - 1]]
-            targets_bt[row, skipped:size] = stream[window.first : window.end]
-        losses_bt = model.token_losses(torch.from_numpy(inputs_bt).to(device), torch.from_numpy(targets_bt).to(device))
-        nats_b = losses_bt.double().sum(dim=1).cpu().numpy()
-        np.add.at(nats_n, [window.document for window in batch], nats_b)
-        if progress is not None:
-            progress(sum(window.end - window.first for window in batch))
-    model.train(was_training)
-    return nats_n
 
 
 def _batches(windows: Sequence[_Window]) -> Iterator[list[_Window]]:

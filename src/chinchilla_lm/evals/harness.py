@@ -1,0 +1,92 @@
+"""Any task of lm-evaluation-harness, answered by our engine.
+
+The harness is the field's reference for tasks, prompts and metrics; its own Hugging Face model reads a question once
+for each choice. Here it asks our `Scorer`, which reads it once. `lm_eval` is the extra [eval], imported where used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.evals.scorer import Scorer
+from chinchilla_lm.model.transformer import Transformer
+
+DEFAULT_NEW_TOKENS = 256
+"""Where a task names no max_gen_toks: the harness's own default."""
+
+
+def make_harness_model(model: Transformer, scorer: Scorer, *, stop_id: int | None) -> Any:
+    """Wrap a model as `lm_eval.api.model.LM`, for `lm_eval.simple_evaluate(model=...)`.
+
+    Args:
+        model: the model that `scorer` holds; rolling log-likelihoods are computed with it.
+        scorer: prices continuations and generates; float32 weights agree with the harness's own model to rounding.
+        stop_id: the end-of-text token; None: none.
+
+    Raises:
+        ConfigError: lm-eval is not installed.
+    """
+    try:
+        from chinchilla_lm.evals.harness_model import HarnessModel  # needs lm_eval to be imported at all
+    except ImportError as error:
+        raise ConfigError(
+            f"tasks of lm-eval need it ({error.name} is absent); pip install 'chinchilla-lm[eval]'"
+        ) from None
+    return HarnessModel(model, scorer, stop_id)
+
+
+def run_harness(
+    model: Transformer,
+    scorer: Scorer,
+    tasks: Sequence[str],
+    *,
+    stop_id: int | None = None,
+    shots: int | None = None,
+    limit: int | None = None,
+    task_folder: Path | None = None,
+) -> dict[str, dict[str, float]]:
+    """Run tasks of the harness.
+
+    Args:
+        model: as `make_harness_model`.
+        scorer: as `make_harness_model`.
+        tasks: names that the harness knows, or of YAML files in `task_folder`.
+        stop_id: as `make_harness_model`.
+        shots: demonstrations; None takes each task's own number.
+        limit: items of each task; None takes all.
+        task_folder: further task files.
+
+    Returns:
+        task -> metric ("acc,none", "acc_stderr,none", ...) -> value; "samples" holds the number of items.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or does not know a task.
+        DataError: a task's data cannot be had, such as from a hub that is out of reach.
+    """
+    harness_model = make_harness_model(model, scorer, stop_id=stop_id)
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = TaskManager(include_path=None if task_folder is None else str(task_folder))
+    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown:
+        raise ConfigError(f"lm-eval knows no task {unknown[0]!r}; `lm-eval ls tasks` lists them")
+    try:
+        results = lm_eval.simple_evaluate(
+            model=harness_model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager,
+            bootstrap_iters=0, log_samples=False,
+        )  # fmt: skip
+    except (OSError, ConnectionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"the data of {', '.join(tasks)} cannot be had ({reason}); check the network") from None
+    assert results is not None  # None only on other ranks of a distributed run
+    return {task: _numbers(values) for task, values in results["results"].items()}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}

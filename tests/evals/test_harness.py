@@ -1,0 +1,129 @@
+"""Our engine against lm-evaluation-harness's own Hugging Face model, on the same requests and through a whole task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from chinchilla_lm.core.errors import ConfigError
+from chinchilla_lm.core.shapes import ModelShape
+from chinchilla_lm.evals.harness import make_harness_model, run_harness
+from chinchilla_lm.evals.scorer import Scorer
+from chinchilla_lm.model.huggingface import load_model, save_model
+from chinchilla_lm.model.transformer import Transformer, initialise
+
+pytestmark = pytest.mark.slow  # importing it takes 10 s
+pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'chinchilla-lm[eval]'")
+
+LINES = ["the sea was calm and the sailor sang", "a whale came near the ship", "the cook said no", "question answer:"]
+QUESTIONS = [
+    {"question": "what was the sea", "choices": ["calm", "a ship", "no"], "label": 0},
+    {"question": "who sang", "choices": ["the cook", "the sailor", "a whale that came near the ship"], "label": 1},
+    {"question": "who said no", "choices": ["a whale", "the sailor", "the cook"], "label": 2},
+]
+TASK = """
+task: sea
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {path}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "question {{{{question}}}} answer:"
+doc_to_choice: choices
+doc_to_target: label
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(LINES * 10, trainer)
+    shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64}
+    model = Transformer(ModelShape(vocab=tokenizer.get_vocab_size(), context=64, **shape))
+    initialise(model, 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    place = tmp_path_factory.mktemp("sea") / "model"
+    save_model(model, place)
+    tokenizer.save(str(place / "tokenizer.json"))
+    special = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (place / "tokenizer_config.json").write_text(json.dumps(special))
+    return place
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    model = load_model(folder).eval()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return model, Scorer(model, tokenizer, start_id=0, weights="float32", slots=4)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=4, device="cpu")
+
+
+def _requests(kind: str, arguments: list[tuple]):
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
+
+
+def test_log_likelihoods_are_those_of_its_own_model(ours, theirs):
+    model = make_harness_model(*ours, stop_id=0)
+    pairs = [(f"question {one['question']} answer:", " " + choice) for one in QUESTIONS for choice in one["choices"]]
+    pairs += [("", "the sea was calm"), ("the sea ", "was calm"), ("the sea " * 60, "was calm")]
+    for (mine, is_mine), (its, is_its) in zip(
+        model.loglikelihood(_requests("loglikelihood", pairs)),
+        theirs.loglikelihood(_requests("loglikelihood", pairs)),
+        strict=True,
+    ):
+        assert mine == pytest.approx(its, abs=1e-4)
+        assert is_mine == is_its
+    texts = [("the sailor sang " * 30,), ("the sea",)]
+    mine = model.loglikelihood_rolling(_requests("loglikelihood_rolling", texts))
+    its = theirs.loglikelihood_rolling(_requests("loglikelihood_rolling", texts))
+    assert mine == pytest.approx(its, abs=2e-3, rel=1e-5)  # sums of up to 240 tokens in float32
+
+
+def test_generated_text_is_that_of_its_own_model(ours, theirs):
+    model = make_harness_model(*ours, stop_id=0)
+    wishes = [("the sea was", {"until": ["."], "max_gen_toks": 12}), ("a whale", {"until": " s", "max_gen_toks": 20})]
+    assert model.generate_until(_requests("generate_until", wishes)) == theirs.generate_until(
+        _requests("generate_until", wishes)
+    )
+
+
+def test_a_task_gives_the_numbers_of_its_own_model(ours, theirs, tmp_path):
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    path = tmp_path / "sea.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
+    (tmp_path / "sea.yaml").write_text(TASK.format(path=path))
+    mine = run_harness(*ours, ["sea"], stop_id=0, task_folder=tmp_path)["sea"]
+    manager = TaskManager(include_path=str(tmp_path))
+    its = lm_eval.simple_evaluate(model=theirs, tasks=["sea"], task_manager=manager, bootstrap_iters=0)
+    for metric in ("acc,none", "acc_norm,none"):
+        assert mine[metric] == its["results"]["sea"][metric]
+    with pytest.raises(ConfigError, match="knows no task 'see'"):
+        run_harness(*ours, ["see"], task_folder=tmp_path)
