@@ -6,7 +6,7 @@ import { TokenText, watchTokens } from "./tokens.js";
 const ALTERNATIVES = 5;
 const STATE_SECONDS = 30;
 const NUMBERS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "max_tokens", "seed"];
-const ENDS = { stop: "ended by itself", length: "ended at the limit of tokens", cancelled: "stopped by the server" };
+const ENDS = { stop: "ended by itself", length: "reached max tokens", cancelled: "stopped by the server" };
 
 const find = (id) => document.getElementById(id);
 const chosenMode = () => document.querySelector("input[name=mode]:checked").value;

@@ -172,6 +172,7 @@ function putNear(readout, span) {
   const box = boxes[boxes.length - 1] ?? span.getBoundingClientRect();
   const width = readout.offsetWidth, height = readout.offsetHeight, gap = 8;
   const isAbove = box.bottom + gap + height > window.innerHeight && box.top - gap - height > 0;
+  readout.classList.toggle("at-top", box.bottom > window.innerHeight / 2);  // where it is a sheet: not over the token
   readout.style.left = `${Math.max(gap, Math.min(box.left, window.innerWidth - width - gap))}px`;
   readout.style.top = `${isAbove ? box.top - gap - height : box.bottom + gap}px`;
 }
