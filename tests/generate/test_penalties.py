@@ -153,6 +153,8 @@ def test_bad_words_are_spelled_with_and_without_a_space(tokenizer: Tokenizer) ->
         {"min_p": -0.1},
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 0.009},
+        {"repetition_penalty": 101.0},
         {"repetition_penalty": float("nan")},
         {"presence_penalty": 2.1},
         {"frequency_penalty": float("nan")},

@@ -18,6 +18,7 @@ from chinchilla_lm.core.errors import ConfigError
 
 SMALLEST_TEMPERATURE = 1e-6  # float32 has 1e-7 of relative precision: below this, dividing the logits says nothing new
 LARGEST_PENALTY = 2.0  # OpenAI's bound on presence and frequency penalties, of either sign
+REPETITION_RANGE = (0.01, 100.0)  # logits are divided by it: a tiny or huge one makes them infinite
 LARGEST_BIAS = 100.0  # OpenAI's bound on a logit bias, of either sign: bans or forces a token for all ordinary logits
 
 
@@ -30,7 +31,7 @@ class Sampling:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p, in (0, 1]; 1 keeps all.
         min_p: keep tokens with at least this fraction of the likeliest token's probability, in [0, 1]; 0 keeps all.
-        repetition_penalty: > 0; logits of tokens in the prompt or the text are divided (if negative: multiplied) by it.
+        repetition_penalty: in [.01, 100]; logits of tokens in the prompt or the text are divided (if negative: multiplied) by it.
         presence_penalty: taken off the logits of tokens that occur in the text (not the prompt), in [-2, 2].
         frequency_penalty: the same for every time that the token occurs, in [-2, 2].
         logit_bias: token id -> a number in [-100, 100] added to its logit.
@@ -71,8 +72,11 @@ class Sampling:
             raise ConfigError(f"min_p must be in [0, 1], got {self.min_p!r}; 0 keeps every token")
 
     def _check_penalties(self) -> None:
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ConfigError(f"repetition_penalty must be > 0, got {self.repetition_penalty!r}; 1 changes nothing")
+        least, most = REPETITION_RANGE
+        if not least <= self.repetition_penalty <= most:
+            raise ConfigError(
+                f"repetition_penalty must be in [{least:g}, {most:g}], got {self.repetition_penalty!r}; 1 changes nothing"
+            )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             if not abs(value) <= LARGEST_PENALTY:

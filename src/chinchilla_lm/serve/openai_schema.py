@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from chinchilla_lm.generate.sampling import LARGEST_BIAS, LARGEST_PENALTY
+from chinchilla_lm.generate.sampling import LARGEST_BIAS, LARGEST_PENALTY, REPETITION_RANGE
 from chinchilla_lm.serve.fields import (
     anything,
     boolean,
@@ -26,7 +26,6 @@ from chinchilla_lm.serve.fields import (
 )
 
 MOST_TOKENS = 1 << 24  # of a context: model_config's own bound; the model's is checked when the prompt is known
-LEAST_REPETITION = 0.01  # logits are divided by it: a tiny one makes them infinite
 MOST_LOGPROBS = 20  # OpenAI's bound
 MOST_CHOICES = 128  # OpenAI's bound
 MOST_STOPS = 16  # OpenAI takes 4
@@ -83,7 +82,7 @@ class GenerationBody:
     top_p: float = optional(number(0, 1, excludes_least=True), 1.0)
     top_k: int = optional(integer(0, MOST_TOKENS), 0)
     min_p: float = optional(number(0, 1), 0.0)
-    repetition_penalty: float = optional(number(LEAST_REPETITION, 100), 1.0)
+    repetition_penalty: float = optional(number(*REPETITION_RANGE), 1.0)
     presence_penalty: float = optional(number(-LARGEST_PENALTY, LARGEST_PENALTY), 0.0)
     frequency_penalty: float = optional(number(-LARGEST_PENALTY, LARGEST_PENALTY), 0.0)
     logit_bias: dict[int, float] | None = optional(number_by_id(-LARGEST_BIAS, LARGEST_BIAS))
