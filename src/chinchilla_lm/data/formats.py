@@ -96,7 +96,7 @@ def read_texts(path: Path, field: str, tally: ReadTally) -> Iterator[tuple[str, 
         if suffix == ".parquet":
             yield from _read_parquet(path, field, tally)
             return
-        with _open(path) as stream:
+        with open_decompressed(path) as stream:
             if suffix == ".jsonl":
                 yield from _read_json_lines(path, stream, field, tally)
             else:
@@ -219,8 +219,12 @@ def _read_parquet(path: Path, field: str, tally: ReadTally) -> Iterator[tuple[st
         ) from None
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open a file's content, decompressed and bounded."""
+def open_decompressed(path: Path) -> BinaryIO:
+    """Open a file's content, decompressed and bounded.
+
+    Raises:
+        DataError: while it is read: the file is torn, or grows as only a bomb does.
+    """
     _, compression = suffixes_of(path)
     if compression is None:
         return open(path, "rb")

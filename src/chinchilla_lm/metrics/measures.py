@@ -16,8 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Formula = Callable[[Floats], Floats]
-"""Sums (..., k) -> values (...)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Formula:
+    """A value from sums of rows; which columns it reads is said, so that the rest need not be summed."""
+
+    columns: tuple[int, ...]
+    compute: Callable[[Floats], Floats]
+    """Sums of those columns (..., len(columns)) -> values (...)."""
+
+    def __call__(self, sums: Floats) -> Floats:
+        """Return the values from sums (..., k) of all columns."""
+        return self.compute(sums[..., list(self.columns)])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +46,7 @@ class Measures:
     counts_nk: Floats | None = None
     """What is summed over rows; None where rows cannot be drawn again."""
     formulas: Mapping[str, Formula] = dataclasses.field(default_factory=dict)
-    """By name in `values`: the value from sums of rows of `counts_nk`; vectorised over leading axes."""
+    """By name in `values`: how it follows from sums of rows of `counts_nk`."""
     per_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """By class: precision, recall, f1 and support, or what the task has in their place."""
 
@@ -83,7 +94,8 @@ def merge(first: Measures, *others: Measures) -> Measures:
             values[name] = value
             if name in other.formulas and other.counts_nk is not None:
                 offset = 0 if counts is None else counts.shape[1]
-                formulas[name] = _shifted(other.formulas[name], offset, other.counts_nk.shape[1])
+                formula = other.formulas[name]
+                formulas[name] = Formula(tuple(place + offset for place in formula.columns), formula.compute)
         if other.counts_nk is not None:
             assert counts is None or len(counts) == len(other.counts_nk), "measures of different rows"
             counts = other.counts_nk if counts is None else np.concatenate((counts, other.counts_nk), axis=1)
@@ -114,7 +126,7 @@ def mean_of(scores_by_name: Mapping[str, Sequence[float]], primary: str, higher_
 
 def ratio_of(above: int, below: int) -> Formula:
     """Return the formula sums[above] / sums[below], 0 where the divisor is 0."""
-    return lambda sums: divide(sums[..., above], sums[..., below])
+    return Formula((above, below), lambda sums: divide(sums[..., 0], sums[..., 1]))
 
 
 def divide(above: npt.ArrayLike, below: npt.ArrayLike) -> Floats:
@@ -126,10 +138,6 @@ def divide(above: npt.ArrayLike, below: npt.ArrayLike) -> Floats:
 def f1_of(hits: npt.ArrayLike, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> Floats:
     """Return 2 hits / (predicted + gold), 0 where there is neither."""
     return divide(2 * np.asarray(hits, dtype=np.float64), np.asarray(predicted) + np.asarray(gold))
-
-
-def _shifted(formula: Formula, offset: int, width: int) -> Formula:
-    return lambda sums: formula(sums[..., offset : offset + width])
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, Any]:
