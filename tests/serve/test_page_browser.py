@@ -1,4 +1,4 @@
-"""The page in Chromium: both widths and schemes, streaming, stopping, probabilities, keys, and 200 attempts at scripts."""
+"""The page in Chromium: both widths and schemes, streaming, stopping, probabilities, keys, 200 attempts at scripts."""
 
 from __future__ import annotations
 

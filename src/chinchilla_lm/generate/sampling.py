@@ -31,7 +31,8 @@ class Sampling:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p, in (0, 1]; 1 keeps all.
         min_p: keep tokens with at least this fraction of the likeliest token's probability, in [0, 1]; 0 keeps all.
-        repetition_penalty: in [.01, 100]; logits of tokens in the prompt or the text are divided (if negative: multiplied) by it.
+        repetition_penalty: in [.01, 100]; logits of tokens in the prompt or the text are divided (if negative:
+            multiplied) by it.
         presence_penalty: taken off the logits of tokens that occur in the text (not the prompt), in [-2, 2].
         frequency_penalty: the same for every time that the token occurs, in [-2, 2].
         logit_bias: token id -> a number in [-100, 100] added to its logit.
@@ -74,9 +75,8 @@ class Sampling:
     def _check_penalties(self) -> None:
         least, most = REPETITION_RANGE
         if not least <= self.repetition_penalty <= most:
-            raise ConfigError(
-                f"repetition_penalty must be in [{least:g}, {most:g}], got {self.repetition_penalty!r}; 1 changes nothing"
-            )
+            value = self.repetition_penalty
+            raise ConfigError(f"repetition_penalty must be in [{least:g}, {most:g}], got {value!r}; 1 changes nothing")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             if not abs(value) <= LARGEST_PENALTY:
