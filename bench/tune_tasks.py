@@ -1,0 +1,338 @@
+"""Every task on real rows, before and after: one command, one line of results a tuning, resumable.
+
+    python bench/tune_tasks.py --model SMOLLM2_FOLDER --data DATA_FOLDER --out runs/tune_tasks    # all lines
+    ... --only sst2,ner      # some of them
+    ... --part 1/2           # every other line, for two processes side by side
+    ... --tiny               # a few rows and two updates: does it run?
+    python bench/tune_tasks.py --out runs/tune_tasks --show    # only print the table
+
+Each line runs in its own process on one thread (so that peak memory is its own) and is appended to OUT/results.jsonl
+when it is finished; finished lines are skipped, a stopped one resumes. The amounts of rows are chosen so that a line
+takes at most about six minutes on one core at 400 training tokens a second and 1,200 tokens a second read; all of them
+are recorded, and nothing but the validation rows chooses a checkpoint. The test rows are the first ones that the seed
+draws of each set's own test file. Classification sets also show TF-IDF + logistic regression on the same rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from machine import child_environment, print_table
+
+SCRIPT = Path(__file__).resolve()
+SCHEMA = "tune_task/1"
+THREADS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One tuning: a set, how many of its rows, and the settings that differ from the defaults of TuneConfig."""
+
+    name: str
+    task: str
+    folder: str
+    train: str = "train.jsonl"
+    validation: str | None = "dev.jsonl"
+    test: str = "test.jsonl"
+    rows: tuple[int, int, int | None]
+    settings: dict[str, Any] = field(default_factory=dict)
+    has_baseline: bool = False
+
+
+SST2 = Line(
+    name="sst2",
+    task="text-classification",
+    folder="sentiment-sst2",
+    rows=(400, 200, None),
+    # Measured with peft and this template: 400 rows, 2 epochs gave 90.0 on 200 dev rows (zero-shot 78.0).
+    settings={"template": "Review: {text}\nSentiment:", "epochs": 2.0},
+    has_baseline=True,
+)
+CLINC = Line(
+    name="clinc150",
+    task="text-classification",
+    folder="intent-clinc150",
+    rows=(3000, 300, 1000),
+    settings={"epochs": 2.0, "max_tokens": 64},
+    has_baseline=True,
+)
+NER = Line(
+    name="ner",
+    task="token-classification",
+    folder="ner-wnut17",
+    train="train.conll",
+    validation="dev.conll",
+    test="test.conll",
+    rows=(1000, 250, None),
+    settings={"epochs": 3.0, "lr": 1e-3},
+)
+
+
+def _with(line: Line, method: str, **settings: Any) -> Line:
+    """The same set and rows by another method."""
+    kept = {name: value for name, value in line.settings.items() if name != "lr"}
+    return replace(line, name=f"{line.name}-{method}", settings={**kept, "method": method, **settings})
+
+
+LINES = (
+    SST2,
+    _with(SST2, "full"),
+    _with(SST2, "head", epochs=6.0),
+    Line(
+        name="rt",
+        task="text-classification",
+        folder="sentiment-rt",
+        rows=(600, 200, None),
+        settings={"template": "Review: {text}\nSentiment:", "epochs": 2.0},
+        has_baseline=True,
+    ),
+    Line(
+        name="csl-zh",
+        task="text-classification",
+        folder="topic-csl-zh",
+        rows=(1000, 200, 800),
+        settings={"epochs": 1.5, "language": "zh"},
+        has_baseline=True,
+    ),
+    CLINC,
+    _with(CLINC, "full"),
+    _with(CLINC, "head", epochs=4.0),
+    NER,
+    _with(NER, "full"),
+    _with(NER, "head", epochs=6.0),
+    Line(
+        name="relation",
+        task="relation-extraction",
+        folder="relation-semeval2010t8",
+        validation=None,
+        rows=(1200, 200, 1000),
+        settings={"epochs": 1.5},
+    ),
+    Line(
+        name="squad",
+        task="question-answering",
+        folder="qa-squad",
+        train="train_newwiki.jsonl.gz",
+        validation="dev_newwiki.jsonl.gz",
+        test="test_squad11dev.jsonl.gz",
+        rows=(300, 40, 200),
+        settings={"epochs": 1.0, "rows": 8},
+    ),
+    Line(
+        name="commonsenseqa",
+        task="multiple-choice",
+        folder="mc-commonsenseqa",
+        validation=None,
+        test="dev.jsonl",  # the set's own test labels are not public
+        rows=(500, 100, 500),
+        settings={"epochs": 1.0},
+    ),
+    Line(
+        name="tatoeba-enzh",
+        task="translation",
+        folder="translation-tatoeba-enzh",
+        train="train.jsonl.gz",
+        validation="dev.jsonl.gz",
+        test="test.jsonl.gz",
+        rows=(1800, 40, 200),
+        settings={"epochs": 1.0, "columns": {"source": "en", "target": "zh"}},
+    ),
+    Line(
+        name="scitldr",
+        task="summarization",
+        folder="summ-scitldr",
+        rows=(240, 20, 80),
+        settings={"epochs": 1.0, "rows": 8},
+    ),
+    Line(
+        name="sgd",
+        task="dialogue",
+        folder="dialogue-sgd",
+        train="train.jsonl.gz",
+        validation="dev.jsonl.gz",
+        test="test.jsonl.gz",
+        rows=(200, 20, 80),
+        settings={"epochs": 1.0, "rows": 8},
+    ),
+)
+TINY_ROWS = (8, 4, 6)
+
+
+def main() -> None:
+    options = parse_options()
+    results = Path(options.out) / "results.jsonl"
+    if options.worker:
+        run_line(line_named(options.worker), options)
+        return
+    for line in () if options.show else chosen_lines(options):
+        if line.name in {record["name"] for record in finished(results)}:
+            print(f"{line.name}: finished before", file=sys.stderr)
+            continue
+        started = time.monotonic()
+        print(f"{line.name}: {line.task}, {line.rows[0]} rows", file=sys.stderr, flush=True)
+        code = subprocess.run([*command_of(options), "--worker", line.name], env=environment(), check=False).returncode
+        said = "done" if code == 0 else f"FAILED with exit code {code}, see above"
+        print(f"{line.name}: {said} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        if code in (130, -2):  # Ctrl-C: the same command resumes
+            break
+    show(finished(results))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="a model folder, such as SmolLM2-135M-Instruct")
+    parser.add_argument("--data", default="", help="the folder that holds sentiment-sst2/, ner-wnut17/, ...")
+    parser.add_argument("--out", default="runs/tune_tasks")
+    parser.add_argument("--only", default="", help="comma list of: " + ",".join(line.name for line in LINES))
+    parser.add_argument("--part", default="1/1", help="this process's share of the lines, such as 1/2")
+    parser.add_argument("--tiny", action="store_true", help="a few rows and two updates a line")
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.show and not (Path(options.model, "config.json").is_file() and Path(options.data).is_dir()):
+        parser.error("--model needs a folder with a config.json, and --data a folder with the sets")
+    return options
+
+
+def chosen_lines(options: argparse.Namespace) -> list[Line]:
+    part, parts = (int(word) for word in options.part.split("/"))
+    names = [name for name in options.only.split(",") if name]
+    lines = [line_named(name) for name in names] if names else list(LINES)
+    return lines[part - 1 :: parts]
+
+
+def line_named(name: str) -> Line:
+    found = [line for line in LINES if line.name == name]
+    if not found:
+        sys.exit(f"no line {name!r}; the lines are {', '.join(line.name for line in LINES)}")
+    return found[0]
+
+
+def command_of(options: argparse.Namespace) -> list[str]:
+    words = [sys.executable, str(SCRIPT), "--model", options.model, "--data", options.data, "--out", options.out]
+    return [*words, "--tiny"] if options.tiny else words
+
+
+def environment() -> dict[str, str]:
+    return child_environment(THREADS)
+
+
+def config_of(line: Line, options: argparse.Namespace) -> Any:
+    """The whole request, as `chinchilla tune` would make it."""
+    from chinchilla_lm.tune.config import TuneConfig
+
+    folder = Path(options.data) / line.folder
+    train, validation, test = TINY_ROWS if options.tiny else line.rows
+    settings = dict(line.settings)
+    if options.tiny:
+        settings = {**settings, "steps": 2, "max_tokens": 128, "max_new_tokens": 4, "bootstrap_draws": 100}
+        settings["rows"] = 4
+    return TuneConfig(
+        task=line.task,  # type: ignore[arg-type]
+        model=options.model,
+        train=str(folder / line.train),
+        validation=None if line.validation is None else str(folder / line.validation),
+        test=str(folder / line.test),
+        out=str(Path(options.out) / line.name),
+        train_rows=train,
+        validation_rows=validation,
+        test_rows=test,
+        threads=THREADS,
+        **settings,
+    )
+
+
+def run_line(line: Line, options: argparse.Namespace) -> None:
+    """Tune, measure the baseline, append the result."""
+    from chinchilla_lm.tune.tuning import tune
+    from rich.console import Console
+
+    from chinchilla_lm.cli.display import StudyDisplay
+    from chinchilla_lm.core.files import read_json
+    from chinchilla_lm.core.records import append_record
+    from chinchilla_lm.report.tune_page import write_tune_page
+
+    config = config_of(line, options)
+    with StudyDisplay(Console(stderr=True, highlight=False)) as display:
+        tune(config, display)
+    write_tune_page(config.out)
+    record = read_json(Path(config.out) / "tune.json")
+    names = ("task", "method", "backbone", "metric", "metrics_before", "metrics_after", "intervals", "paired", "rows")
+    kept = {name: record.get(name) for name in (*names, "settings", "cost", "best", "evaluated_on", "warnings")}
+    baseline = measure_baseline(line, config) if line.has_baseline else None
+    fields = {"name": line.name, "set": line.folder, "is_tiny": options.tiny, **kept, "baseline": baseline}
+    append_record(Path(options.out) / "results.jsonl", SCHEMA, fields, sync=True)
+
+
+def measure_baseline(line: Line, config: Any) -> dict[str, Any] | None:
+    """TF-IDF + logistic regression on the same rows; None where scikit-learn is absent."""
+    try:
+        from baselines import measure_tfidf
+    except ImportError as error:
+        print(f"{line.name}: no baseline ({error})", file=sys.stderr)
+        return None
+    return measure_tfidf(config)
+
+
+def finished(results: Path) -> list[dict[str, Any]]:
+    if not results.is_file():
+        return []
+    records = [json.loads(text) for text in results.read_text(encoding="utf-8").splitlines() if text.endswith("}")]
+    latest = {record["name"]: record for record in records}
+    order = {line.name: place for place, line in enumerate(LINES)}
+    return sorted(latest.values(), key=lambda record: order.get(record["name"], len(order)))
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    """Print the table; in Markdown on stdout, aligned on stderr."""
+    header = ("set", "method", "rows", "metric", "before", "after, 95 %", "difference, 95 %", "p", "TF-IDF", "time")
+    rows = [row_of(record) for record in records]
+    print_table("Fine-tuning, before and after", header, rows)
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def row_of(record: dict[str, Any]) -> tuple[str, ...]:
+    from chinchilla_lm.report.tune_words import metric_name, write
+
+    metric = str(record["metric"])
+
+    def shown(value: Any) -> str:
+        return write(metric, value) if isinstance(value, int | float) else "–"
+
+    def ends(table: dict[str, Any] | None) -> str:
+        table = table or {}
+        return f" ({shown(table.get('low'))} to {shown(table.get('high'))})" if "low" in table else ""
+
+    before, after = ((record.get(f"metrics_{stage}") or {}).get(metric) for stage in ("before", "after"))
+    paired, rows = record.get("paired") or {}, record.get("rows") or {}
+    intervals = record.get("intervals") or {}
+    baseline = (record.get("baseline") or {}).get(metric)
+    p_value = paired.get("p_value")
+    return (
+        record["name"] + (" (tiny)" if record.get("is_tiny") else ""),
+        str(record["method"]),
+        f"{(rows.get('train') or {}).get('used', '?')} / {(rows.get('test') or {}).get('used', '?')}",
+        metric_name(metric),
+        shown(before),
+        shown(after) + ends(intervals.get("after")),
+        shown(paired.get("difference")) + ends(paired) if paired else "–",
+        f"{p_value:.2g}" if isinstance(p_value, float) else "–",
+        shown(baseline),
+        f"{(record.get('cost') or {}).get('seconds', float('nan')):.0f} s",
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sys.path.insert(0, str(SCRIPT.parent.parent / "src"))
+    main()
