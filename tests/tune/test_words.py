@@ -32,7 +32,7 @@ def test_a_word_speaks_through_its_last_or_first_sub_token(tokenizer, pooling, w
     assert window.word_u.tolist() == list(range(len(SENTENCE)))
     for unit, word in enumerate(SENTENCE):
         end = start + len(word)
-        # Tokens of the word by brute force: they hold one of its characters (a byte-level token may hold its space too).
+        # Tokens of the word by brute force: they hold one of its characters (and perhaps the space before it).
         inside = [t for t, (low, high) in enumerate(offsets) if max(low, start) < min(high, end)]
         spoken = np.flatnonzero(window.unit_t == unit).tolist()
         if pooling == "first" and text[offsets[inside[0]][0] : offsets[inside[0]][1]].strip() == "":

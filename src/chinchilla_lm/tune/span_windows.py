@@ -80,7 +80,7 @@ def encode_question(
     room = max_tokens - low - (len(ids) - high)
     if room < 1:
         raise DataError(
-            f"a question of {low} tokens leaves no room in {max_tokens} for its context; raise max_tokens or shorten it: "
+            f"a question of {low} tokens leaves no room in {max_tokens} for its context; raise max_tokens, or cut: "
             f"{question[:60]!r}"
         )
     step = max(1, room - min(stride, room // 2))

@@ -175,7 +175,7 @@ def _tokenize(
 
 
 def _words_of_tokens(body: Sequence[tuple[int, int, int]], words: Sequence[str], joiner: str) -> np.ndarray[Any, Any]:
-    """The word of each token, ascending: that of its first character which is no joiner; a lone space joins the next."""
+    """The word of each token, ascending: that of its first character that is no joiner; a lone space joins the next."""
     ends_w = np.cumsum([len(word) + len(joiner) for word in words]) - len(joiner)  # of each word's characters
     word_t = np.searchsorted(ends_w, [start for _, start, _ in body], side="right")
     return np.maximum.accumulate(np.minimum(word_t, len(words) - 1)) if len(body) else np.zeros(0, np.int64)
