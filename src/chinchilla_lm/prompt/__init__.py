@@ -1,1 +1,1 @@
-"""Floor 1: prompts as values: templates, demonstrations, scoring rules and answers, in numpy. It never reaches torch."""
+"""Floor 1: prompts as values: templates, demonstrations, scoring rules, answers; numpy only. It never reaches torch."""

@@ -2,7 +2,7 @@
 
 Symbols: x a row's input, C the demonstrations, v(y) the words of choice y, l(y) = log p(v(y) | C, x) the sum over the
 words' tokens in nats. Arrays carry their axes: n rows, k choices, m other rows, g groups of equal demonstrations.
-A row with fewer than k choices is filled with -inf. Nothing here calls a model; `plan.plan_scores` says what it must be asked.
+A row with fewer than k choices is filled with -inf. Nothing here calls a model; `plan.plan_scores` says what to ask it.
 
     sum      l(y)                                                     acc of lm-evaluation-harness
     token    l(y) / tokens of v(y)                                    Brown et al. 2020, section 2.4
@@ -41,7 +41,7 @@ def finish_scores(
         requests: as `plan_scores` gave them, in that order.
         logprobs: one number a request, in nats.
         token_counts: tokens of each continuation, >= 1; for the rule "token" only.
-        reference_mk: for "bc": `sum` scores of other unlabelled rows to take the mean from; the rows themselves without.
+        reference_mk: for "bc": `sum` scores of other unlabelled rows to take the mean from; else the rows themselves.
 
     Returns:
         scores_nk, float64; -inf where a row has fewer than k choices.

@@ -65,7 +65,7 @@ class Thought:
 
     Attributes:
         cue: text after the item that asks for reasoning, such as " Let's think step by step.".
-        answer: Jinja2 text of a demonstration's reasoning, from the row's `rationale` and `answer` (the gold answer).
+        answer: Jinja2 text of a demonstration's reasoning, from the row's fields and `gold`, the right answer.
         extract: where the answer stands in the generated text.
         stops: strings that end the text.
         max_tokens: the longest text.
@@ -93,7 +93,7 @@ class Channel:
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """One wording of one task in one language.
+    r"""One wording of one task in one language.
 
     Attributes:
         name: its place in the library, such as "en/text-classification/sentiment-review".
@@ -111,6 +111,7 @@ class Template:
         contexts: Jinja2 expression of a list of items, one a choice, when `choices` holds one continuation.
         target: Jinja2 expression of the right choice: its number from 0, or the label, answer or letter.
         answer: Jinja2 text of the right answer, for generation.
+        gold: Jinja2 text of the right answer alone where `answer` holds more; `thinking` sets it.
         content: the fields that a content-free input replaces; all of `fields` without.
         domain: the prompt without its input, for PMI (" the answer is:"); the item's last line without.
         channel: the other direction; None where the task has none.
@@ -137,6 +138,7 @@ class Template:
     contexts: str = ""
     target: str = "{{ label }}"
     answer: str = ""
+    gold: str = ""
     content: tuple[str, ...] = ()
     domain: str = ""
     channel: Channel | None = None
@@ -149,7 +151,7 @@ class Template:
 
     def __post_init__(self) -> None:
         _check_words(self)
-        for key in ("item", "instruction", "choices", "contexts", "target", "answer", "domain"):
+        for key in ("item", "instruction", "choices", "contexts", "target", "answer", "gold", "domain"):
             _compiled(self, key)
         if self.channel is not None:
             compile_text(self.channel.given, f"{self.name}: channel.given")
@@ -218,7 +220,7 @@ class Template:
         Raises:
             DataError: the row has no label, or one that is no choice.
         """
-        assert self.kind == "choice", f"{self.name} writes its answers"
+        assert self.labels or self.choices, f"{self.name} has no choices"
         target = _compiled(self, "target").value(row)
         names = list(self.labels) if self.labels else list(self.answers_of(row))
         size = len(self._contexts_of(row) or names)
@@ -237,15 +239,26 @@ class Template:
         raise DataError(f"{self.name}: the label {target!r} is none of {shown}; correct the row, or give all labels")
 
     def answer_text(self, row: Mapping[str, Any]) -> str:
-        """Return the right answer as a demonstration shows it, without the delimiter.
+        """Return what a demonstration shows after the delimiter: the right answer, with its reasoning if any.
 
         Raises:
             DataError: the row has no answer.
         """
-        if self.kind == "generate":
-            return _compiled(self, "answer").render(row).strip()
-        answers = self.answers_of(row)
-        return answers[0] if self.contexts else answers[self.gold_index(row)]
+        if self.kind == "choice":
+            return self.gold_text(row)
+        gold = self.gold_text(row) if self.gold or self.labels or self.choices else ""
+        return _compiled(self, "answer").render({**row, "gold": gold}).strip()
+
+    def gold_text(self, row: Mapping[str, Any]) -> str:
+        """Return the right answer alone, with which an extracted answer is compared.
+
+        Raises:
+            DataError: the row has no answer.
+        """
+        if self.labels or self.choices:
+            answers = self.answers_of(row)
+            return answers[0] if self.contexts else answers[self.gold_index(row)]
+        return _compiled(self, "gold" if self.gold else "answer").render(row).strip()
 
     def messages(
         self, row: Mapping[str, Any], demonstrations: Sequence[Mapping[str, Any]] = ()
@@ -366,6 +379,14 @@ def _check_words(template: Template) -> None:
         raise ConfigError(f"delimiter = {template.delimiter!r}; write ' ', '\\n' or ''")
     if template.item.endswith(" ") or template.domain.endswith(" "):
         raise ConfigError("item and domain end in a space; the space belongs to the answer, so delete it")
+    _check_labels(template)
+    if not 0 < template.max_tokens <= 100_000:
+        raise ConfigError(f"max_tokens = {template.max_tokens}; write 1 to 100000")
+    if "" in template.stops:
+        raise ConfigError("stops holds an empty string, which stops before the first word; delete it")
+
+
+def _check_labels(template: Template) -> None:
     if len(template.labels) > MAX_CHOICES:
         raise ConfigError(f"{len(template.labels)} labels; at most {MAX_CHOICES}")
     words = list(template.labels.values())
@@ -376,7 +397,3 @@ def _check_words(template: Template) -> None:
             raise ConfigError(f"labels.{label} = {word!r} stands for two labels; give each its own word")
     if template.labels and template.choices:
         raise ConfigError("labels and choices are both given; a closed set has labels, a row's own list choices")
-    if not 0 < template.max_tokens <= 100_000:
-        raise ConfigError(f"max_tokens = {template.max_tokens}; write 1 to 100000")
-    if "" in template.stops:
-        raise ConfigError("stops holds an empty string, which stops before the first word; delete it")

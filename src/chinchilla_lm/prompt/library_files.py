@@ -1,0 +1,120 @@
+"""Template files: one YAML file a wording, in `library/<language>/<task>/<family>-<wording>.yaml`.
+
+A file's keys are the fields of `template.Template`; `name`, `language` and `task` follow from its place and may be left
+out in the library. Every file is checked when it is read: unknown keys with the nearest name, Jinja2 outside the sandbox,
+a prompt that ends in a space, words that two labels share, and an example that does not render.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from chinchilla_lm.core.config import from_mapping
+from chinchilla_lm.core.errors import ChinchillaError, ConfigError
+from chinchilla_lm.prompt.template import LANGUAGES, TASKS, Template
+from chinchilla_lm.prompt.yaml_files import read_yaml
+
+LIBRARY = Path(__file__).with_name("library")
+
+
+def load_template(name: str) -> Template:
+    """Find a template by its name, or read it from a file.
+
+    Args:
+        name: a library name such as "en/text-classification/sentiment-review", or a path that ends in .yaml or .yml.
+
+    Returns:
+        The template.
+
+    Raises:
+        ConfigError: no such name, or the file breaks a rule.
+        DataError: the file is absent.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return read_template(name)
+    for template in library_templates():
+        if template.name == name:
+            return template
+    close = [template.name for template in library_templates() if name.rsplit("/", 1)[-1] in template.name][:5]
+    hint = f"near it are {', '.join(close)}" if close else "docs/prompts.md lists the names"
+    raise ConfigError(f"no template is named {name!r}; {hint}, or write the path of a .yaml file")
+
+
+def library_templates(task: str = "", language: str = "", family: str = "") -> list[Template]:
+    """Return the library's templates.
+
+    Args:
+        task: of `TASKS`; every task without.
+        language: "en" or "zh"; both without.
+        family: such as "sentiment"; every family without.
+
+    Returns:
+        Templates by name.
+
+    Raises:
+        ConfigError: an unknown task, language or family, with the known ones.
+    """
+    for word, known, label in ((task, TASKS, "task"), (language, LANGUAGES, "language")):
+        if word and word not in known:
+            raise ConfigError(f"{label} = {word!r} is unknown; write one of {', '.join(known)}")
+    found = [
+        template
+        for template in _library()
+        if task in ("", template.task) and language in ("", template.language) and family in ("", template.family)
+    ]
+    if not found:
+        families = sorted({t.family for t in _library() if task in ("", t.task)})
+        raise ConfigError(f"family = {family!r} has no template; write one of {', '.join(families)}")
+    return found
+
+
+def read_template(path: Path | str) -> Template:
+    """Read and check one template file.
+
+    Args:
+        path: a YAML file; outside the library it states `task` and `language`.
+
+    Returns:
+        The template; its name is the file's place in the library, or the file's name.
+
+    Raises:
+        ConfigError: one line with the file, the key, the rule and the way out.
+        DataError: the file is absent or unreadable.
+    """
+    place = Path(path)
+    values: dict[str, Any] = {"name": place.stem}
+    if place.is_relative_to(LIBRARY):
+        language, task = place.relative_to(LIBRARY).parts[:2]
+        name = f"{language}/{task}/{place.stem}"
+        values = {"name": name, "task": task, "language": language, "family": place.stem.rsplit("-", 1)[0]}
+    values |= read_yaml(place)
+    template = from_mapping(Template, values, where=str(path))
+    try:
+        _check_example(template)
+    except ChinchillaError as error:
+        raise ConfigError(f"{path}: example: {error}") from None
+    return template
+
+
+@functools.lru_cache(maxsize=1)
+def _library() -> tuple[Template, ...]:
+    templates = [read_template(path) for path in sorted(LIBRARY.glob("*/*/*.yaml"))]
+    return tuple(sorted(templates, key=lambda template: template.name))
+
+
+def _check_example(template: Template) -> None:
+    """Render the example in every form that the template has."""
+    if not template.example:
+        raise ConfigError("it is missing; add a row that shows the template")
+    template.answer_text(template.example)
+    parts = template.render(template.example, [template.example])
+    for prompt in parts.items or (parts.item,):
+        if (parts.shared + prompt).endswith(" "):
+            raise ConfigError(f"the prompt ends in a space ({prompt[-20:]!r}); the space belongs to the answer")
+    if template.kind == "choice":
+        template.gold_index(template.example)
+        template.domain_text(template.example)
+    if template.thought is not None:
+        template.thinking().render(template.example, [template.example])
