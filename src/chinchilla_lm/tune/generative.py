@@ -1,0 +1,247 @@
+"""What all generative tasks share: rows to texts, losses of given answers, generated answers, their measures.
+
+    text of a row: prompt, accepted answers           `AnswerTexts`
+    loss of the accepted answer, nats, by batches     `price_answers`: teacher-forced, no logits kept
+    what the model writes itself, cut at stops        `write_answers`
+    both against the accepted answers                 `measure_answers_written`
+
+Perplexity says how well the model knows the given answers, the task's measure what it writes without them: the first is
+cheap and taken of all rows, the second of as many rows as asked for. Axes: b rows, t positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chinchilla_lm.metrics import answers, diversity, overlap
+from chinchilla_lm.metrics.measures import Measures, merge
+from chinchilla_lm.tune.completion_tokens import end_token_id
+from chinchilla_lm.tune.prompts_generative import NO_ANSWER, PromptTemplate, answers_of
+from chinchilla_lm.tune.task import Item, Prediction, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Rows of one forward pass, and texts generated side by side. On one core a longer batch is no faster (a step is bound
+# by its matmuls from 8 rows on; LOG of decoding); these bound memory: 32 x 512 tokens of a 135M model take 40 MB.
+PRICED_ROWS = 16
+WRITTEN_ROWS = 32
+LONGEST_ANSWER = 256
+"""Tokens generated at most unless the config says more: an untuned model that never stops must not take hours."""
+
+PRIMARY: Mapping[str, str] = {
+    "translation": "chrf",
+    "summarization": "rouge_l",
+    "question-answering": "f1",
+    "text-generation": "loss",
+    "dialogue": "loss",
+}
+"""What early stopping goes by. chrF, not BLEU: on few short sentences BLEU's 4-grams are mostly 0 (Popovic 2015). Free
+text has no single right answer, so there the loss of the given one decides."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerTexts:
+    """The text side of a task.
+
+    Attributes:
+        task: translation, summarization, question-answering or text-generation.
+        language: of the template's words, "en" or "zh".
+        answer_language: of the answers, for measures: a language code.
+        template: how a row is asked.
+        stops: strings that end a written answer.
+    """
+
+    task: str
+    language: str
+    answer_language: str
+    template: PromptTemplate
+    stops: tuple[str, ...]
+
+    def prompt(self, row: Row) -> str:
+        """The prompt, without spaces at its end."""
+        return self.template.prompt(row)[0]
+
+    def completion(self, row: Row) -> str:
+        """The answer to learn, with the spaces that part it from the prompt."""
+        return self.template.prompt(row)[1] + self.answers(row)[0]
+
+    def answers(self, row: Row) -> list[str]:
+        """All accepted answers, the one to learn first."""
+        return answers_of(self.task, row, self.language)
+
+    def gold(self, row: Row) -> list[str]:
+        """The answers that a measure accepts: none for a question without an answer."""
+        return [] if self.task == "question-answering" and not row.get("answers") else self.answers(row)
+
+    def read(self, written: str, row: Row) -> str:
+        """What the model wrote as a measure compares it: without its margins, "" for a stated lack of an answer."""
+        if self.task == "text-generation":  # code: the indentation of the first line counts
+            return written.removeprefix(self.template.prompt(row)[1]).rstrip()
+        text = written.strip()
+        is_absent = self.task == "question-answering" and text.rstrip(".。").lower() == NO_ANSWER[self.language]
+        return "" if is_absent else text
+
+    def describe(self) -> dict[str, Any]:
+        """For the record and the card."""
+        return {
+            "template": self.template.text,
+            "template_constants": dict(self.template.constants),
+            "language": self.language,
+            "answer_language": self.answer_language,
+            "stop_strings": list(self.stops),
+        }
+
+
+def price_answers(
+    items: Sequence[Item],
+    rows: int,
+    losses_of: Callable[[Sequence[Item]], np.ndarray[Any, Any]],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Sum the loss of the given answers by row.
+
+    Args:
+        items: with targets "targets" (t); a row may have several, or none.
+        rows: their number.
+        losses_of: the summed loss of each item of a batch, nats, (b).
+        progress: called with the items done by each batch.
+
+    Returns:
+        (loss sums in nats, numbers of target tokens), one of each a row; 0 and 0 for a row without items.
+    """
+    loss_sums, targets = np.zeros(rows), np.zeros(rows, dtype=np.int64)
+    for batch in by_length(items, [item.length for item in items], PRICED_ROWS):
+        for item, loss in zip(batch, losses_of(batch), strict=True):
+            loss_sums[item.row] += loss
+            targets[item.row] += int((item.targets["targets"] >= 0).sum())
+        if progress is not None:
+            progress(len(batch))
+    return loss_sums, targets
+
+
+def write_answers(
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[str],
+    write: Callable[[Sequence[Sequence[int]]], list[list[int]]],
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Let the model continue each prompt; prompts of like length go together, longest first.
+
+    Args:
+        tokenizer: turns tokens into text.
+        prompts: token ids of each.
+        stops: strings that end a text and are no part of it.
+        write: continues a batch of prompts until a stop token, which it leaves out.
+        progress: called with the prompts done by each batch.
+
+    Returns:
+        The texts in the prompts' order, special tokens left out.
+    """
+    texts = [""] * len(prompts)
+    for batch in by_length(range(len(prompts)), [len(ids) for ids in prompts], WRITTEN_ROWS):
+        for index, ids in zip(batch, write([prompts[i] for i in batch]), strict=True):
+            texts[index] = cut_at_stops(str(tokenizer.decode(ids, skip_special_tokens=True)), stops)
+        if progress is not None:
+            progress(len(batch))
+    return texts
+
+
+def cut_at_stops(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerFast, stops: Sequence[str]) -> tuple[int, ...]:
+    """The end-of-text token, and every token that begins with a stop string: what comes after them is cut in any case.
+
+    Stop strings that straddle tokens, or begin within one, are found in the finished text (`cut_at_stops`).
+    """
+    ending = [end_token_id(tokenizer)]
+    if stops:
+        pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+        ending += [token for token, piece in enumerate(pieces) if piece.startswith(tuple(stops))]
+    return tuple(dict.fromkeys(ending))
+
+
+def by_length(things: Sequence[Any], lengths: Sequence[int], size: int) -> Iterator[list[Any]]:
+    """Yield batches of at most `size` things, longest first: memory is at its most in the first batch."""
+    order = sorted(range(len(things)), key=lambda index: -lengths[index])
+    for start in range(0, len(order), size):
+        yield [things[index] for index in order[start : start + size]]
+
+
+def choose_rows(rows: int, most: int | None) -> list[int]:
+    """At most `most` row numbers, evenly spread; None: all."""
+    if most is None or rows <= most:
+        return list(range(rows))
+    return [index * rows // most for index in range(most)]
+
+
+def longest_answer(token_counts: Sequence[int], wanted: int | None, max_tokens: int) -> int:
+    """Tokens to generate at most: as asked, or room for 99 of 100 training answers and a quarter more."""
+    if wanted is not None:
+        return wanted
+    usual = float(np.quantile(np.asarray(token_counts), 0.99)) if len(token_counts) else LONGEST_ANSWER
+    return max(1, min(math.ceil(1.25 * usual) + 1, LONGEST_ANSWER, max_tokens - 1))
+
+
+def measure_answers_written(
+    predictions: Sequence[Prediction], gold: Sequence[Sequence[str]], task: str, language: str
+) -> Measures:
+    """Measure what was written, and the loss of the given answers.
+
+    Args:
+        predictions: of all rows: "text" (None where nothing was generated), "loss" (summed, nats), "tokens", "bytes".
+        gold: accepted answers of each row, the given one first.
+        task: a generative task's name.
+        language: of the answers.
+
+    Returns:
+        The task's measures, loss, perplexity, bits_per_byte and distinct-n. Where only a part of the rows was
+        generated, intervals exist for the primary measure alone.
+    """
+    losses = diversity.measure_losses(
+        [row["loss"] for row in predictions],
+        [row["tokens"] for row in predictions],
+        [row["bytes"] for row in predictions],
+    )
+    pairs = [(row["text"], answer) for row, answer in zip(predictions, gold, strict=True) if row["text"] is not None]
+    if not pairs:
+        return losses
+    texts, accepted = [text for text, _ in pairs], [list(answer) for _, answer in pairs]
+    parts = [_measure_task(task, texts, accepted, language), diversity.measure_text(texts, language)]
+    written = [part for part in parts if part is not None]
+    is_loss_primary = PRIMARY[task] == "loss"
+    ordered = [losses, *written] if is_loss_primary else [*written[:1], losses, *written[1:]]
+    if len(pairs) < len(predictions):
+        first = ordered[0]
+        values = {name: value for part in reversed(ordered) for name, value in part.values.items()}
+        return dataclasses.replace(first, values=values | first.values)
+    return merge(*ordered)
+
+
+def _measure_task(task: str, texts: list[str], accepted: list[list[str]], language: str) -> Measures | None:
+    if task == "translation":
+        measures = overlap.measure_translation(texts, accepted, language)
+        return _with_primary(measures, PRIMARY[task])
+    if task == "summarization":
+        return overlap.measure_summary(texts, accepted, language)
+    if task == "question-answering":
+        return answers.measure_answers(texts, accepted, language)
+    if task == "dialogue":
+        return _with_primary(overlap.measure_translation(texts, accepted, language), "chrf")
+    return None
+
+
+def _with_primary(measures: Measures, primary: str) -> Measures:
+    """The same measures with another primary; scores by row are kept only if they are about it (chrF's are)."""
+    scores = measures.scores_n if primary in ("chrf", measures.primary) else None
+    return dataclasses.replace(measures, primary=primary, scores_n=scores)
