@@ -62,7 +62,7 @@ def tune_record(**changes: Any) -> dict[str, Any]:
             "p_value": 0.0001,
             "method": "paired bootstrap",
             "draws": 10000,
-            "mcnemar": {"statistic": 24.6, "p_value": 7.1e-7, "fixed": 48, "broken": 11},
+            "mcnemar": {"statistic": 24.6, "p_value": 7.1e-7, "only_after": 48, "only_before": 11},
         },
         "per_class": {
             "before": {label: {"precision": 0.8, "recall": 0.7, "f1": 0.75, "support": 150} for label in LABELS},
@@ -102,7 +102,7 @@ def reliability(shift: float) -> dict[str, Any]:
     places = np.linspace(0.55, 0.95, 5)
     return {
         "error": shift,
-        "bins": [{"confidence": float(c), "accuracy": float(max(0, c - shift)), "count": 60} for c in places],
+        "bins": [{"confidence": float(c), "accuracy": float(max(0, c - shift)), "rows": 60} for c in places],
     }
 
 

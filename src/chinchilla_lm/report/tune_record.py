@@ -9,13 +9,13 @@ tune.json, schema "tune/1" (everything but `task` may be absent, and the page th
     metric, higher_is_better, evaluated_on                 the primary metric's name; "test" or "validation"
     metrics_before{}, metrics_after{}                      name -> number; metrics_before null: no zero-shot exists
     intervals{before: {low, high, level}, after: {...}}    of the primary metric
-    paired{difference, low, high, level, p_value, method, mcnemar{statistic, p_value, fixed, broken} | null}
+    paired{difference, low, high, level, p_value, method, mcnemar{only_before, only_after, p_value} | null}
     per_class{before: {label: {...}}, after: {label: {f1, precision, recall, support}}}
     rows{train: {used, available, file}, validation: {...}, test: {...}}
     settings{name: value}, reasons{name: why}
     best{step, value}, curve "records.jsonl"               of the metric on the validation rows
     examples_changed[{row, text, gold, before, after}]     what turned right, and what turned wrong
-    calibration{before: {...}, after: {error, bins[{confidence, accuracy, count}]}}
+    calibration{before: {...}, after: {error, bins[{confidence, accuracy, rows}]}}
     cost{seconds, tokens, peak_rss_bytes, ...}, warnings[], describe{}
 """
 

@@ -112,7 +112,7 @@ def changed_examples(run: TuneRun) -> dict[str, Any]:
         if kind in found:
             found[kind].append(_example(each))
     mcnemar = run.table("paired", "mcnemar")
-    counts = {kind: mcnemar.get(kind, run.table("changed_counts").get(kind)) for kind in found}
+    counts = {"fixed": mcnemar.get("only_after"), "broken": mcnemar.get("only_before")}
     numbers = {f"n_{kind}": int(count) if is_number(count) else None for kind, count in counts.items()}
     return {**{kind: rows[:MOST_EXAMPLES] for kind, rows in found.items()}, **numbers}
 

@@ -20,21 +20,23 @@ _NAMES = {
     "f1": "F1",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
-    "weighted_f1": "weighted F1",
-    "exact_match": "exact match",
+    "example_f1": "F1 of a row",
+    "partial_f1": "partial F1",
+    "type_f1": "type F1",
+    "exact_f1": "boundary F1",
     "bleu": "BLEU",
     "chrf": "chrF",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
+    "rouge_lsum": "ROUGE-Lsum",
     "mcc": "Matthews correlation",
     "ece": "calibration error",
-    "em": "exact match",
+    "nll": "log loss",
+    "brier": "Brier score",
 }
 # Metrics that are no share of a whole, even where a value happens to lie between 0 and 1.
-_OWN_UNIT = ("bleu", "chrf", "ter", "perplexity", "loss", "nll", "bits_per_byte", "mcc", "kappa", "length", "tokens")
+_OWN_UNIT = ("bleu", "chrf", "ter", "perplexity", "loss", "nll", "brier", "mcc", "length")
 _METHODS = {
     "full": "full fine-tuning",
     "head": "training only its head",
