@@ -35,6 +35,9 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 """Every matrix of a block: LoRA on attention alone learns less. Source: Schulman et al. 2025 (LoRA Without Regret)."""
 
 
+_INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
     """The size of an adapter.
@@ -185,13 +188,15 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps the last axis d_in -> d_out. One dropout mask for all projections (peft: one each)."""
         weight = self._base_weight(x.dtype)
-        dropped = F.dropout(x, self.dropout, True) if self.dropout and self.training else None
+        dropped, scale = None, self.scale
+        if self.dropout and self.training:  # what is kept is scaled here, where it costs nothing
+            dropped, scale = _Dropped.apply(x, self.dropout), scale / (1 - self.dropout)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         spans = tuple(self.projections.values())
         if self.has_kernels and bias is None:
-            return _LoraProduct.apply(x, dropped, weight, self.lora_a, self.lora_b, (spans, self.scale))
+            return _LoraProduct.apply(x, dropped, weight, self.lora_a, self.lora_b, (spans, scale))
         y = F.linear(x, weight, bias)
-        low = F.linear(x if dropped is None else dropped, self.lora_a.to(x.dtype)) * self.scale
+        low = F.linear(x if dropped is None else dropped, self.lora_a.to(x.dtype)) * scale
         pieces, done, used = [], 0, 0
         for index, (start, end) in enumerate(spans):
             b = self.lora_b[used : used + end - start].to(x.dtype)
@@ -252,6 +257,30 @@ def _rows(*sizes: tuple[str, int]) -> dict[str, tuple[int, int]]:
         spans[name] = (start, start + rows)
         start += rows
     return spans
+
+
+class _Dropped(torch.autograd.Function):
+    """x with a random share of its elements set to 0, the others unchanged.
+
+    torch's dropout takes 14 ns an element on a CPU, a third of a whole LoRA step of SmolLM2 in bfloat16 (512 tokens:
+    1.32 CPU-s; 0.85 without dropout; 1.06 so). Random integers as wide as an element are compared with the share and
+    become masks of its bits; the share is rounded to 1 / 65,536 in bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        x = x.contiguous()
+        whole = _INTEGERS[x.dtype]
+        draws = torch.empty(-(-x.numel() * x.element_size() // 8), dtype=torch.int64, device=x.device)
+        bits = draws.random_(-(2**63), None).view(whole)[: x.numel()].view(x.shape)
+        lowest = torch.iinfo(whole).min
+        ctx.mask = torch.ge(bits, round(lowest + share * 2.0 ** (8 * x.element_size())), out=bits).neg_()
+        return (x.view(whole) & ctx.mask).view(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (d_y.contiguous().view(ctx.mask.dtype) & ctx.mask).view(d_y.dtype), None
 
 
 class _LoraProduct(torch.autograd.Function):
