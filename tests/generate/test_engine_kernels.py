@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.generate import engine as engine_module
 from chinchilla_lm.generate.engine import Engine
-from chinchilla_lm.model import decoding
+from chinchilla_lm.model import compiling, decoding
 from chinchilla_lm.model.decoding import Decoder, obstacle, quantise_rows
 from chinchilla_lm.model.huggingface import load_model, save_model
 from chinchilla_lm.model.transformer import Transformer, initialise
@@ -90,6 +91,33 @@ def test_a_text_gets_the_same_bits_alone_in_a_batch_and_read_at_once(shape: Mode
     batch_bv = engine.decode([*others, 1], [*[3] * len(others), ids[38]])
     assert torch.equal(batch_bv[-1], whole_tv[38])
     assert torch.equal(engine.prefill(1, ids), whole_tv[-1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("may_tile", [True, False])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_what_the_cache_held_before_is_not_seen(weights: str, may_tile: bool) -> None:
+    ids, every = make_ids(QWEN3, 77), range(77)
+    decoder = Decoder(make_model(QWEN3), 2, 160, weights, may_tile)
+    for tensor in decoder._kept:
+        if isinstance(tensor, torch.Tensor) and tensor.ndim == 4:
+            tensor.fill_(torch.nan)
+    first_tv = decoder.step(ids, [1] * 77, every, every, True)[1]
+    assert first_tv is not None
+    assert torch.isfinite(first_tv).all()
+    again_tv = decoder.step(ids[:41], [1] * 41, every[:41], every[:41], True)[1]
+    assert again_tv is not None
+    assert torch.equal(again_tv, first_tv[:41])
+
+
+@needs_compiler
+def test_the_fastest_flags_compile() -> None:
+    """If they do not, slower flags are taken without a word."""
+    compiler = decoding.find_compiler()
+    assert compiler is not None
+    command = [*compiler, *compiling._FLAG_SETS[0].split(), "-fsyntax-only", "-w", str(decoding.SOURCES[0])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not any("error:" in line and ".h:" in line for line in done.stderr.splitlines()), done.stderr[:500]
 
 
 @needs_compiler

@@ -9,7 +9,7 @@
 
 #include <chrono>
 
-#include "tiles.h"
+#include "decode_attention.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -17,18 +17,16 @@
 
 namespace {
 
-constexpr int64_t KEYS = 16;  // positions side by side in the cache of keys, so that scores are sums of vectors
-
 struct Layer {
     Matrix qkv, out, gate_up, down;
     const float *attention_norm, *feed_forward_norm, *query_norm, *key_norm;  // the last two null without QK-norm
-    void *keys, *values;  // (slots, k, capacity / 16, e, 16) and (slots, k, capacity, e), float or bfloat16
+    void *keys, *values;  // (slots, k, capacity, e) in the order of decode_attention.h, float or bfloat16
 };
 
 struct Network {
     Kind kind;                // of the weights
     int64_t is_cache_bf16, may_tile;
-    int64_t n_layers, d, h, k, e, f, vocab, capacity;  // capacity: of a slot, a multiple of 16
+    int64_t n_layers, d, h, k, e, f, vocab, capacity;  // capacity: of a slot, a multiple of VALUES
     Matrix embedding, head;
     const float *norm, *cosine, *sine;  // tables of (capacity, e / 2)
     const Layer* layers;
@@ -38,16 +36,20 @@ struct Network {
 
 enum Part { PROJECTIONS, ATTENTION, FEED_FORWARD, HEAD, REST, PARTS };
 
-struct Tokens {
-    const int64_t *ids, *slots, *positions;
-    int64_t count;
-};
+Heads heads_of(const Network& net) {
+#ifdef HAS_TILES
+    const int64_t is_tiled = net.is_cache_bf16 && net.may_tile && net.e % 32 == 0;
+#else
+    const int64_t is_tiled = 0;
+#endif
+    return {net.h, net.k, net.e, net.capacity, is_tiled};
+}
 
 struct Scratch {
     float *x, *normed, *qkv, *mixed, *gate_up, *active, *scores, *scales;
     uint8_t* packed;
+    RowBlock* blocks;
     int64_t bytes;
-    int64_t score_room;  // floats of one thread
 
     Scratch(const Network& net, int64_t n, int threads, char* base) {
         char* next = base;
@@ -60,9 +62,9 @@ struct Scratch {
         const int64_t widest = std::max({net.d, net.f, net.h * net.e});
         x = floats(n * net.d), normed = floats(n * net.d), mixed = floats(n * std::max(net.h * net.e, net.d));
         qkv = floats(n * (net.h + 2 * net.k) * net.e), gate_up = floats(n * 2 * net.f), active = floats(n * net.f);
-        score_room = 4 * net.capacity;
-        scores = floats(threads * score_room), scales = floats(n);
+        scores = floats(threads * heads_of(net).scratch_floats()), scales = floats(n);
         packed = reinterpret_cast<uint8_t*>(take(n * widest * 2));
+        blocks = reinterpret_cast<RowBlock*>(take(most_row_blocks(heads_of(net), n) * sizeof(RowBlock)));
         bytes = next - base;
     }
 };
@@ -135,6 +137,7 @@ inline void turn(float* x, const float* weight, const float* cosine, const float
 template <typename C>
 void write_cache(const Network& net, const Layer& layer, const Tokens& tokens, float* qkv, int threads) {
     const int64_t e = net.e, h = net.h, k = net.k;
+    const Heads heads = heads_of(net);
     PARALLEL
     for (int64_t i = 0; i < tokens.count; i++) {
         const int64_t position = tokens.positions[i];
@@ -145,112 +148,10 @@ void write_cache(const Network& net, const Layer& layer, const Tokens& tokens, f
             float *key = x + (h + j) * e, *value = x + (h + k + j) * e;
             turn(key, layer.key_norm, c, s, e, net.epsilon);
             const int64_t start = (tokens.slots[i] * k + j) * net.capacity * e;
-            C* to_key = static_cast<C*>(layer.keys) + start + position / KEYS * KEYS * e + position % KEYS;
-            C* dense = reinterpret_cast<C*>(key);  // rounded in place, then spread
-            sweep(e, [&](int64_t a, int64_t count) { store(dense + a, load(key + a, count), count); });
-            for (int64_t a = 0; a < e; a++) to_key[a * KEYS] = dense[a];
-            C* to_value = static_cast<C*>(layer.values) + start + position * e;
-            sweep(e, [&](int64_t a, int64_t count) { store(to_value + a, load(value + a, count), count); });
-        }
-    }
-}
-
-// Scores of G query heads that share a key head, for B blocks of keys.
-template <int G, int B, typename C>
-inline void score_blocks(const float* q, const C* keys, float* scores, int64_t room, int64_t e) {
-    for (int64_t part = 0; part < KEYS; part += LANES) {
-        Floats sums[G][B] = {};
-        for (int64_t a = 0; a < e; a++)
-            for (int i = 0; i < B; i++) {
-                const Floats key = load(keys + i * KEYS * e + a * KEYS + part, LANES);
-                for (int g = 0; g < G; g++) sums[g][i] += key * q[g * e + a];
-            }
-        for (int g = 0; g < G; g++)
-            for (int i = 0; i < B; i++) store(scores + g * room + i * KEYS + part, sums[g][i], LANES);
-    }
-}
-
-// The same for keys 0 ... seen - 1 and on to a multiple of 16.
-template <int G, typename C>
-inline void score(const float* q, const C* keys, float* scores, int64_t room, int64_t seen, int64_t e) {
-    int64_t s = 0;
-    for (; s + 3 * KEYS < seen; s += 4 * KEYS) score_blocks<G, 4, C>(q, keys + s * e, scores + s, room, e);
-    for (; s < seen; s += KEYS) score_blocks<G, 1, C>(q, keys + s * e, scores + s, room, e);
-}
-
-// In place: exp(scale * (score - largest)); returns the sum.
-inline float exponentiate(float* scores, int64_t seen, float scale) {
-    Floats tops = Floats{} - INFINITY, sums = {};
-    sweep(seen, [&](int64_t j, int64_t count) {
-        const Floats a = first_lanes(count) ? load(scores + j, count) : Floats{} - INFINITY;
-        tops = a > tops ? a : tops;  // a nan is lost here, and comes back in the sum
-    });
-    const float top = largest(tops);
-    sweep(seen, [&](int64_t j, int64_t count) {
-        const Floats a = exponential((load(scores + j, count) - top) * scale);
-        sums += first_lanes(count) ? a : Floats{};
-        store(scores + j, a, count);
-    });
-    return sum(sums);
-}
-
-// y = sum of weights[s] * values[s] / total, for G heads and V vectors of each.
-template <int G, int V, typename C>
-inline void mix_vectors(const float* weights, const float* totals, const C* values, float* y, int64_t room, int64_t seen,
-                        int64_t e, int64_t count) {
-    Floats sums[G][V] = {};
-    for (int64_t s = 0; s < seen; s++)
-        for (int v = 0; v < V; v++) {
-            const Floats value = load(values + s * e + v * LANES, count);
-            for (int g = 0; g < G; g++) sums[g][v] += value * weights[g * room + s];
-        }
-    for (int g = 0; g < G; g++)
-        for (int v = 0; v < V; v++) store(y + g * e + v * LANES, sums[g][v] * (1.0f / totals[g]), count);
-}
-
-template <int G, typename C>
-inline void mix(const float* weights, const float* totals, const C* values, float* y, int64_t room, int64_t seen,
-                int64_t e) {
-    int64_t a = 0;
-    for (; a + 4 * LANES <= e; a += 4 * LANES)
-        mix_vectors<G, 4, C>(weights, totals, values + a, y + a, room, seen, e, LANES);
-    for (; a + LANES <= e; a += LANES)
-        mix_vectors<G, 1, C>(weights, totals, values + a, y + a, room, seen, e, LANES);
-    if (a < e) mix_vectors<G, 1, C>(weights, totals, values + a, y + a, room, seen, e, e - a);
-}
-
-template <int G, typename C>
-inline void attend_heads(const Network& net, const float* q, const C* keys, const C* values, float* y, float* scores,
-                         int64_t seen) {
-    const int64_t room = net.capacity;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(net.e));
-    float totals[G];
-    score<G, C>(q, keys, scores, room, seen, net.e);
-    for (int g = 0; g < G; g++) totals[g] = exponentiate(scores + g * room, seen, scale);
-    mix<G, C>(scores, totals, values, y, room, seen, net.e);
-}
-
-template <typename C>
-void attend(const Network& net, const Layer& layer, const Tokens& tokens, const Scratch& scratch, int threads) {
-    const int64_t e = net.e, group = net.h / net.k;
-    PARALLEL
-    for (int64_t i = 0; i < tokens.count * net.k; i++) {
-        const int64_t token = i / net.k, head = i % net.k, seen = tokens.positions[token] + 1;
-        const int64_t start = (tokens.slots[token] * net.k + head) * net.capacity * e;
-        const C *keys = static_cast<const C*>(layer.keys) + start, *values = static_cast<const C*>(layer.values) + start;
-        const float* q = scratch.qkv + (token * (net.h + 2 * net.k) + head * group) * e;
-        float* y = scratch.mixed + (token * net.h + head * group) * e;
-        float* scores = scratch.scores + team_index() * scratch.score_room;
-        for (int64_t g = 0; g < group;) {
-            const int64_t left = group - g;
-            if (left >= 4)
-                attend_heads<4, C>(net, q + g * e, keys, values, y + g * e, scores, seen), g += 4;
-            else if (left == 3)
-                attend_heads<3, C>(net, q + g * e, keys, values, y + g * e, scores, seen), g += 3;
-            else if (left == 2)
-                attend_heads<2, C>(net, q + g * e, keys, values, y + g * e, scores, seen), g += 2;
-            else
-                attend_heads<1, C>(net, q + g * e, keys, values, y + g * e, scores, seen), g += 1;
+            for (float* x : {key, value})  // rounded in place
+                sweep(e, [&](int64_t a, int64_t count) { store(reinterpret_cast<C*>(x) + a, load(x + a, count), count); });
+            write_key(heads, reinterpret_cast<C*>(key), position, static_cast<C*>(layer.keys) + start);
+            write_value(heads, reinterpret_cast<C*>(value), position, static_cast<C*>(layer.values) + start);
         }
     }
 }
@@ -279,20 +180,22 @@ void embed(const Network& net, const Tokens& tokens, float* x) {
     }
 }
 
-void run_layer(const Network& net, const Layer& layer, const Tokens& tokens, const Scratch& s, int threads) {
+template <typename C>
+void run_attention(const Network& net, const Layer& layer, const Tokens& tokens, int64_t blocks, const Scratch& s,
+                   int threads) {
+    write_cache<C>(net, layer, tokens, s.qkv, threads);
+    attend<C>(heads_of(net), tokens, s.blocks, blocks, layer.keys, layer.values, s.qkv, s.mixed, s.scores, threads);
+}
+
+void run_layer(const Network& net, const Layer& layer, const Tokens& tokens, int64_t blocks, const Scratch& s,
+               int threads) {
     const int64_t n = tokens.count;
     Watch watch(net);
     norm_rows(s.x, layer.attention_norm, s.normed, n, net.d, net.epsilon, threads);
     watch.note(REST);
     multiply(net, layer.qkv, s.normed, s.qkv, n, s, threads);
     watch.note(PROJECTIONS);
-    if (net.is_cache_bf16) {
-        write_cache<bf16>(net, layer, tokens, s.qkv, threads);
-        attend<bf16>(net, layer, tokens, s, threads);
-    } else {
-        write_cache<float>(net, layer, tokens, s.qkv, threads);
-        attend<float>(net, layer, tokens, s, threads);
-    }
+    (net.is_cache_bf16 ? run_attention<bf16> : run_attention<float>)(net, layer, tokens, blocks, s, threads);
     watch.note(ATTENTION);
     multiply(net, layer.out, s.mixed, s.normed, n, s, threads);
     watch.note(PROJECTIONS);
@@ -347,7 +250,8 @@ extern "C" void run_step(const Network* net, const int64_t* ids, const int64_t* 
         embed<bf16>(*net, tokens, s.x);
     else
         embed<int8_t>(*net, tokens, s.x);
-    for (int64_t i = 0; i < net->n_layers; i++) run_layer(*net, net->layers[i], tokens, s, threads);
+    const int64_t blocks = cut_rows(heads_of(*net), tokens, s.blocks);
+    for (int64_t i = 0; i < net->n_layers; i++) run_layer(*net, net->layers[i], tokens, blocks, s, threads);
     Watch watch(*net);
     for (int64_t i = 0; i < n_wanted; i++)
         norm_rows(s.x + wanted[i] * net->d, net->norm, hidden + i * net->d, 1, net->d, net->epsilon, 1);

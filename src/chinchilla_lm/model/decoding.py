@@ -26,9 +26,10 @@ from chinchilla_lm.model.compiling import compiled_library, find_compiler
 from chinchilla_lm.model.layers import rotary_table
 from chinchilla_lm.model.transformer import Transformer, initialise
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.cpp", "tiles.h", "products.h", "vectors.h"))
+_SOURCE_NAMES = ("decode.cpp", "decode_attention.h", "tiles.h", "products.h", "vectors.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in _SOURCE_NAMES)
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
-POSITIONS_A_BLOCK = 16  # KEYS of decode.cpp
+POSITIONS_A_BLOCK = 32  # VALUES of decode_attention.h
 LARGEST_INT8 = 127  # symmetric: -128 is not used
 PARTS = ("projections", "attention", "feed_forward", "head", "rest")
 LONGEST_CHUNK_TOKENS = 256

@@ -67,8 +67,8 @@ inline Floats sum_each(const Floats* x) {
 #endif
 }
 
-// y[t][r] for R rows of weights and T tokens.
-template <int R, int T, typename W>
+// y[t][r] for R rows of weights and T tokens; `IS_AHEAD` requests later rows, which once for all tokens is enough.
+template <int R, int T, bool IS_AHEAD, typename W>
 inline void dots(const W* w, const float* scale, const float* x, float* y, int64_t inputs, int64_t outputs) {
     constexpr int WHOLE = (R * T + 15) / 16 * 16;  // of zeros beyond R * T, for sum_each
     Floats sums[WHOLE] = {};
@@ -76,7 +76,7 @@ inline void dots(const W* w, const float* scale, const float* x, float* y, int64
         Floats a[R];
         for (int r = 0; r < R; r++) {
             a[r] = load(w + r * inputs + j, count);
-            __builtin_prefetch(reinterpret_cast<const char*>(w + r * inputs + j) + AHEAD_BYTES);
+            if (IS_AHEAD) __builtin_prefetch(reinterpret_cast<const char*>(w + r * inputs + j) + AHEAD_BYTES);
         }
         for (int t = 0; t < T; t++) {
             const Floats b = load(x + t * inputs + j, count);
@@ -97,9 +97,16 @@ inline void row_block(const Matrix& m, int64_t row, const float* x, float* y, in
     const W* w = static_cast<const W*>(m.weights) + row * m.inputs;
     const float* scale = m.scale ? m.scale + row : nullptr;
     int64_t t = 0;
+    if (tokens >= 4) {
+        dots<R, 4, true>(w, scale, x, y + row, m.inputs, m.outputs);
+        t = 4;
+    } else {
+        dots<R, 1, true>(w, scale, x, y + row, m.inputs, m.outputs);
+        t = 1;
+    }
     for (; t + 4 <= tokens; t += 4)
-        dots<R, 4>(w, scale, x + t * m.inputs, y + t * m.outputs + row, m.inputs, m.outputs);
-    for (; t < tokens; t++) dots<R, 1>(w, scale, x + t * m.inputs, y + t * m.outputs + row, m.inputs, m.outputs);
+        dots<R, 4, false>(w, scale, x + t * m.inputs, y + t * m.outputs + row, m.inputs, m.outputs);
+    for (; t < tokens; t++) dots<R, 1, false>(w, scale, x + t * m.inputs, y + t * m.outputs + row, m.inputs, m.outputs);
 }
 
 template <typename W>

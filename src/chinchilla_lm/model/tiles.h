@@ -35,6 +35,12 @@ struct alignas(64) TileConfig {
             row_bytes[tile] = tile == 4 || tile == 5 ? TILE_BYTES : 4 * tokens;
         }
     }
+    // Tiles 0-3 sums and 4 the left side, of `count` rows; 5-7 the right side (decode_attention.h).
+    static TileConfig of_rows(int64_t count) {
+        TileConfig config(TILE);
+        for (int tile = 0; tile <= 4; tile++) config.rows[tile] = count;
+        return config;
+    }
 };
 
 // Whether the kernel lets this process use the tiles (Linux 5.16; ARCH_REQ_XCOMP_PERM for XTILEDATA).
