@@ -47,7 +47,8 @@ def choice_row(fields: Fields) -> Row:
         names = []
     else:
         choices, names = _choices(fields)
-        found = {"question": fields.text("question", *_QUESTION), "choices": choices}
+        is_blank = fields.row.get("question") == ""  # whole sentences to choose from, as minimal pairs have
+        found = {"question": "" if is_blank else fields.text("question", *_QUESTION), "choices": choices}
     if len(found["choices"]) < 2:
         raise DataError(f"{fields.place} has {len(found['choices'])} choices; give at least two")
     if fields.is_labelled:

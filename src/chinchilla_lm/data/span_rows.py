@@ -71,7 +71,7 @@ def question_row(fields: Fields) -> Row:
         value = fields.parse_list(value, "answers")
     found["answers"] = []
     for text, start in _answer_pairs(fields, value):
-        answer = {"text": fields.as_text(text, "answers")}
+        answer: Row = {"text": fields.as_text(text, "answers")}
         if start is not None and start >= 0 and "context" in found:
             if not found["context"].startswith(text, start):
                 raise DataError(
