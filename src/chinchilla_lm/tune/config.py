@@ -27,7 +27,7 @@ TaskName = Literal[
 ]
 Method = Literal["full", "head", "top-k", "gradual", "pattern", "lora", "prompt", "prefix", "ia3", "bitfit"]
 Mask = Literal["causal", "bidirectional", "top-k"]
-HeadKind = Literal["auto", "label-words", "fresh", "span", "generative", "scoring"]
+HeadKind = Literal["auto", "label-words", "fresh", "markers", "span", "generative", "scoring"]
 
 # What may change between a run and its continuation: where it lies, and how often it looks at itself.
 _NOT_DECIDING = ("out", "micro_batch", "threads", "checkpoint_seconds", "test", "test_rows", "bootstrap_draws")
@@ -110,7 +110,7 @@ class TuneConfig:
     mask: Mask = "causal"
     mask_blocks: int = 4
     head: HeadKind = "auto"
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Literal["last", "first", "mean"] = "last"
     template: str | None = None
     language: Literal["en", "zh"] | None = None
     label_words: Mapping[str, str] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.metrics.tagging import measure_tagging
 from chinchilla_lm.tune.backbone import Backbone, pad_rows, split_by_length
+from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.hub_backbone import HubHead
 from chinchilla_lm.tune.task import IGNORED, Item, Prediction, Progress, Row, TunedModel, refuse_unusable
@@ -113,6 +114,7 @@ class Tagging:
     def objective(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, int]:
         """-ln of the probability of each unit's tag, summed; and the number of units."""
         ids_bt, lengths_b, units_bt, tags_bu = batch
+        ids_bt, units_bt = trim(lengths_b, ids_bt, units_bt)
         logits_btk = tag_logits(model, ids_bt, lengths_b)
         logps_buk = unit_log_probabilities(logits_btk, units_bt, tags_bu.shape[1])
         loss = F.nll_loss(logps_buk.flatten(0, 1), tags_bu.flatten(), ignore_index=IGNORED, reduction="sum")
