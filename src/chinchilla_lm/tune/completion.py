@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.metrics.measures import Measures
+from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.completion_tokens import IGNORED, EncodedPair, PairEncoder
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.generative import (
@@ -197,9 +198,9 @@ class CompletionTask:
 
     def _shortener(self, row: Row) -> Any:
         template = self.texts.template
-        if template.cut_field is None or not row.get(template.cut_field):
+        if template.cut_field is None:
             return None
-        field = str(row[template.cut_field])
+        field = str(row.get(template.cut_field) or "")
         return self.encoder.shortener(field, lambda text: template.prompt(row, shortened=text)[0])
 
 
@@ -279,9 +280,8 @@ def counting(progress: Progress | None, total: int) -> Any:
 
 
 def _losses(backbone: Backbone, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    ids_bt, lengths_b, targets_bt, *documents = batch
-    longest = int(lengths_b.max())
-    ids_bt, targets_bt = ids_bt[:, :longest], targets_bt[:, :longest]
+    lengths_b = batch[1]
+    ids_bt, targets_bt, *documents = trim(lengths_b, batch[0], *batch[2:])
     if documents:
-        return packed_token_losses(backbone, ids_bt, targets_bt, documents[0][:, :longest]), targets_bt
+        return packed_token_losses(backbone, ids_bt, targets_bt, documents[0]), targets_bt
     return backbone.token_losses(ids_bt, targets_bt, lengths_b), targets_bt
