@@ -60,9 +60,8 @@ def tune_record(**changes: Any) -> dict[str, Any]:
             "high": 0.167,
             "level": 0.95,
             "p_value": 0.0001,
-            "method": "paired bootstrap",
-            "draws": 10000,
-            "mcnemar": {"statistic": 24.6, "p_value": 7.1e-7, "only_after": 48, "only_before": 11},
+            "method": "paired bootstrap, 10000 draws",
+            "mcnemar": {"statistic": 24.6, "p_value": 7.1e-7, "fixed": 48, "broken": 11},
         },
         "per_class": {
             "before": {label: {"precision": 0.8, "recall": 0.7, "f1": 0.75, "support": 150} for label in LABELS},
@@ -79,15 +78,16 @@ def tune_record(**changes: Any) -> dict[str, Any]:
         "calibration": {stage: reliability(shift) for stage, shift in (("before", 0.2), ("after", 0.04))},
         "cost": {
             "seconds": 301.2,
-            "seconds_training": 205.0,
-            "tokens": 41_500,
-            "steps": 50,
-            "params_trained": 4_884_480,
-            "params_total": 139_399_488,
+            "train_seconds": 205.0,
+            "tokens": 800,
+            "updates": 50,
+            "trainable_parameters": 4_884_480,
+            "parameters": 139_399_488,
             "peak_rss_bytes": 1_610_000_000,
         },
         "describe": {"template": "Review: {text}\nSentiment:", "label_words": {"negative": " negative"}},
         "warnings": [],
+        "changed_counts": {"fixed": 48, "broken": 11},
         "examples_changed": [
             {"row": 3, "text": TEXTS[0], "gold": "positive", "before": "negative", "after": "positive"},
             {"row": 8, "text": TEXTS[3], "gold": "positive", "before": "negative", "after": "positive"},
@@ -102,7 +102,7 @@ def reliability(shift: float) -> dict[str, Any]:
     places = np.linspace(0.55, 0.95, 5)
     return {
         "error": shift,
-        "bins": [{"confidence": float(c), "accuracy": float(max(0, c - shift)), "rows": 60} for c in places],
+        "bins": [{"confidence": float(c), "accuracy": float(max(0, c - shift)), "count": 60} for c in places],
     }
 
 
@@ -113,17 +113,17 @@ def write_tune_run(folder: Path, record: dict[str, Any] | None = None, *, steps:
     write_text(folder / "config.toml", 'task = "text-classification"\n')
     for step in range(1, steps + 1):
         loss = 0.25 + 0.45 * math.exp(-step / 12) + float(generator.normal(scale=0.03))
-        append_record(folder / "records.jsonl", "step/1", {"step": step, "tokens": 830 * step, "loss": loss})
+        append_record(folder / "records.jsonl", "step/1", {"step": step, "tokens": 16 * step, "loss": loss})
         if step % 10 == 0:
             value = 0.9 - 0.12 * math.exp(-step / 15) - (0.01 if step == 50 else 0.0)
-            fields = {"step": step, "tokens": 830 * step, "accuracy": value}
+            fields = {"step": step, "tokens": 16 * step, "metrics": {"accuracy": value}, "value": value}
             append_record(folder / "records.jsonl", "evaluation/1", fields)
     for stage, right in (("before", 0.78), ("after", 0.9)):
         lines = []
         for row in range(300):
             gold = LABELS[row % 2]
             label = gold if generator.random() < right else LABELS[1 - row % 2]
-            lines.append(json.dumps({"row": row, "gold": gold, "label": label}))
+            lines.append(json.dumps({"row": row, "gold": gold, "predicted": label}))
         write_text(folder / "predictions" / f"{stage}.jsonl", "\n".join(lines) + "\n")
     return folder
 
@@ -227,7 +227,7 @@ def test_hostile_texts_stay_texts(tmp_path):
 def test_classes_stand_by_size_and_wrong_answers_are_counted(tmp_path):
     run = read_tune_run(write_tune_run(tmp_path / "run"))
     assert [row["name"] for row in class_rows(run)] == ["negative", "positive"]
-    rows = [(row["gold"], row["label"]) for row in run.before]
+    rows = [(row["gold"], row["predicted"]) for row in run.before]
     for gold, answer, before, _after in confusion_rows(run):
         assert before == sum(pair == (gold, answer) for pair in rows)
 

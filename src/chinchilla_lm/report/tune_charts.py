@@ -230,12 +230,12 @@ def _best_line(run: TuneRun, axis: Axis) -> list[Layer]:
 
 
 def _is_filled_bin(each: Any) -> bool:
-    names = ("confidence", "accuracy", "rows")
-    return isinstance(each, Mapping) and all(is_number(each.get(name)) for name in names) and each["rows"] > 0
+    names = ("confidence", "accuracy", "count")
+    return isinstance(each, Mapping) and all(is_number(each.get(name)) for name in names) and each["count"] > 0
 
 
 def _reliability_point(each: Mapping[str, Any]) -> Point:
-    right, count = 100 * float(each["accuracy"]), int(each["rows"])
+    right, count = 100 * float(each["accuracy"]), int(each["count"])
     # Normal approximation of a share's standard error; rows are few in most bins, and the bar says so.
     error = 100 * 1.96 * math.sqrt(each["accuracy"] * (1 - each["accuracy"]) / count)
     text = f"{count:,} rows that it gave {100 * each['confidence']:.0f} %: {right:.0f} % right"

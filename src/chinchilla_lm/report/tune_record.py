@@ -9,14 +9,14 @@ tune.json, schema "tune/1" (everything but `task` may be absent, and the page th
     metric, higher_is_better, evaluated_on                 the primary metric's name; "test" or "validation"
     metrics_before{}, metrics_after{}                      name -> number; metrics_before null: no zero-shot exists
     intervals{before: {low, high, level}, after: {...}}    of the primary metric
-    paired{difference, low, high, level, p_value, method, mcnemar{only_before, only_after, p_value} | null}
+    paired{difference, low, high, level, p_value, method, mcnemar{fixed, broken, p_value} | null}
     per_class{before: {label: {...}}, after: {label: {f1, precision, recall, support}}}
     rows{train: {used, available, file}, validation: {...}, test: {...}}
     settings{name: value}, reasons{name: why}
     best{step, value}, curve "records.jsonl"               of the metric on the validation rows
-    examples_changed[{row, text, gold, before, after}]     what turned right, and what turned wrong
-    calibration{before: {...}, after: {error, bins[{confidence, accuracy, rows}]}}
-    cost{seconds, tokens, peak_rss_bytes, ...}, warnings[], describe{}
+    examples_changed[{row, text, gold, before, after, kind}], changed_counts{fixed, broken}
+    calibration{before: {...}, after: {error, bins[{confidence, accuracy, count}]}}
+    cost{seconds, train_seconds, tokens (targets), updates, peak_rss_bytes, ...}, warnings[], describe{}
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TuneRun:
     @property
     def metric(self) -> str:
         """The primary metric's name."""
-        return str(self.record.get("metric") or self.record.get("primary") or next(iter(self.metrics("after")), "loss"))
+        return self.word("metric") or next(iter(self.metrics("after")), "loss")
 
     def word(self, name: str) -> str:
         """Return a field as text, "" where it is absent or no plain value."""
@@ -126,13 +126,12 @@ def read_tune_run(run_dir: Path | str) -> TuneRun:
     if schema != SCHEMA:
         raise DataError(f"{folder / 'tune.json'} has schema {schema!r}, not {SCHEMA!r}; upgrade chinchilla-lm")
     problems: list[str] = []
-    metric = record.get("metric") or record.get("primary")
-    steps, checks = _curves(folder, str(metric), problems)
+    steps, checks = _curves(folder, problems)
     stages = {stage: tuple(_predictions(folder / "predictions" / f"{stage}.jsonl", problems)) for stage in _STAGES}
     return TuneRun(folder=folder, record=record, steps=steps, checks=checks, **stages, problems=tuple(problems))
 
 
-def _curves(folder: Path, metric: str, problems: list[str]) -> tuple[tuple[tuple[float, float], ...], ...]:
+def _curves(folder: Path, problems: list[str]) -> tuple[tuple[tuple[float, float], ...], ...]:
     path = folder / "records.jsonl"
     if not path.is_file():
         return (), ()
@@ -142,15 +141,8 @@ def _curves(folder: Path, metric: str, problems: list[str]) -> tuple[tuple[tuple
         problems.append(f"{path.name} cannot be read: {error}")
         return (), ()
     losses = [(record.get("step"), record.get("loss")) for record in steps]
-    values = [(record.get("step"), metric_of(record, metric)) for record in evaluations]
+    values = [(record.get("step"), record.get("value")) for record in evaluations]
     return _by_step(losses), _by_step(values)
-
-
-def metric_of(evaluation: Record, metric: str) -> Any:
-    """Return the metric of an evaluation/1 record: a field of its own, or in its table of metrics."""
-    inner = evaluation.get("metrics")
-    value = inner.get(metric) if isinstance(inner, Mapping) else None
-    return value if value is not None else evaluation.get(metric, evaluation.get("value"))
 
 
 def _by_step(pairs: list[tuple[Any, Any]]) -> tuple[tuple[float, float], ...]:

@@ -21,23 +21,18 @@ MOST_EXAMPLES = 12
 MOST_CONFUSIONS = 10
 _LONGEST_TEXT = 420  # characters of an example: about six lines on a desk
 _OUTSIDE = "O"
+_ONE_LABEL_TASKS = ("text-classification", "relation-extraction")
 _COSTS = (
-    ("seconds", "time, everything", "seconds"),
-    ("seconds_training", "time, training", "seconds"),
-    ("seconds_before", "time, measuring before", "seconds"),
-    ("seconds_after", "time, measuring after", "seconds"),
+    ("seconds", "time, with validation", "seconds"),
+    ("train_seconds", "time, training alone", "seconds"),
     ("cpu_seconds", "processor time", "seconds"),
-    ("tokens", "tokens trained on", "count"),
-    ("targets", "targets trained on", "count"),
-    ("steps", "updates", "plain"),
-    ("epochs", "passes over the rows", "plain"),
-    ("tokens_per_s", "tokens a second", "count"),
-    ("examples_per_s", "rows a second", "plain"),
+    ("updates", "updates", "plain"),
+    ("tokens", "targets trained on", "plain"),
+    ("tokens_read", "tokens read in training", "count"),
     ("flops", "computation", "flops"),
-    ("params_trained", "parameters learned", "count"),
-    ("params_total", "parameters in all", "count"),
+    ("trainable_parameters", "parameters learned", "count"),
+    ("parameters", "parameters in all", "count"),
     ("peak_rss_bytes", "peak memory of the process", "bytes"),
-    ("peak_rss", "peak memory of the process", "bytes"),
 )
 _WRITERS = {
     "seconds": lambda value: format_seconds(float(value)),
@@ -92,6 +87,8 @@ def class_rows(run: TuneRun) -> list[dict[str, Any]]:
 
 def confusion_rows(run: TuneRun) -> list[tuple[str, str, int, int]]:
     """Return the commonest wrong answers: (gold, answer, times before, times after), by both together."""
+    if run.word("task") not in _ONE_LABEL_TASKS:
+        return []
     counts = {stage: _confusions(getattr(run, stage)) for stage in ("before", "after")}
     pairs = counts["before"] + counts["after"]
     common = sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:MOST_CONFUSIONS]
@@ -111,9 +108,8 @@ def changed_examples(run: TuneRun) -> dict[str, Any]:
         kind = _kind(each)
         if kind in found:
             found[kind].append(_example(each))
-    mcnemar = run.table("paired", "mcnemar")
-    counts = {"fixed": mcnemar.get("only_after"), "broken": mcnemar.get("only_before")}
-    numbers = {f"n_{kind}": int(count) if is_number(count) else None for kind, count in counts.items()}
+    counts = run.table("changed_counts")
+    numbers = {f"n_{kind}": int(counts[kind]) if is_number(counts.get(kind)) else None for kind in found}
     return {**{kind: rows[:MOST_EXAMPLES] for kind, rows in found.items()}, **numbers}
 
 
@@ -197,22 +193,16 @@ def _example(each: Record) -> dict[str, str]:
 
 def _kind(each: Record) -> str:
     """Name a change "fixed" or "broken"; "" where it is neither."""
-    kind = {"right": "fixed", "wrong": "broken"}.get(str(each.get("kind")), each.get("kind"))
-    if isinstance(kind, str):
-        return kind
-    was, now = each.get("before_score"), each.get("after_score")
-    if is_number(was) and is_number(now):
-        return "fixed" if now > was else "broken" if now < was else ""
     gold = each.get("gold")
-    is_right = [each.get(stage) == gold for stage in ("before", "after")]
-    return {(False, True): "fixed", (True, False): "broken"}.get((is_right[0], is_right[1]), "")
+    is_right = (each.get("before") == gold, each.get("after") == gold)
+    return str(each.get("kind") or {(False, True): "fixed", (True, False): "broken"}.get(is_right, ""))
 
 
 def _confusions(rows: Sequence[Record]) -> collections.Counter[tuple[str, str]]:
-    """Count wrong labels; only for answers that are one label of few."""
+    """Count wrong labels of rows that have one."""
     found: collections.Counter[tuple[str, str]] = collections.Counter()
     for row in rows:
-        gold, predicted = row.get("gold"), row.get("label", row.get("predicted"))
+        gold, predicted = row.get("gold"), row.get("predicted")
         if isinstance(gold, str) and isinstance(predicted, str) and gold != predicted:
             found[gold, predicted] += 1
     return found

@@ -210,14 +210,15 @@ def tiles(run: TuneRun) -> list[tuple[str, str, str]]:
             f"of {available:,}" if is_number(available) and available > (run.rows("train") or 0) else "all there are"
         )
         found.append(("Rows trained on", f"{run.rows('train'):,}", remark))
-    seconds = cost.get("seconds_training", cost.get("seconds"))
-    if is_number(seconds):
-        found.append(("Training time", format_seconds(float(seconds)), _speed_words(cost, float(seconds))))
+    if is_number(cost.get("train_seconds")):
+        updates = cost.get("updates")
+        remark = f"{updates:,} updates" if is_number(updates) else ""
+        found.append(("Training time", format_seconds(float(cost["train_seconds"])), remark))
     if is_number(cost.get("peak_rss_bytes")):
         found.append(("Peak memory", format_bytes(int(cost["peak_rss_bytes"])), "of the process"))
-    learned, total = cost.get("params_trained"), cost.get("params_total")
-    if is_number(learned) and is_number(total) and total > 0:
-        remark = f"{100 * learned / total:.3g} % of {format_count(total)}"
+    learned, total = cost.get("trainable_parameters"), cost.get("parameters")
+    if is_number(learned):
+        remark = f"{100 * learned / total:.3g} % of {format_count(total)}" if is_number(total) and total > 0 else ""
         found.append(("Parameters learned", format_count(learned), remark))
     return found
 
@@ -262,13 +263,6 @@ def _spread(run: TuneRun, stage: str) -> str:
     metric = run.metric
     low = write(metric, ends[0]).removesuffix(" %") if is_share(metric, *ends) else write(metric, ends[0])
     return f" ({level_of(run.table('intervals', stage))}: {low} to {write(metric, ends[1])})"
-
-
-def _speed_words(cost: Mapping[str, Any], seconds: float) -> str:
-    tokens = cost.get("tokens")
-    if not is_number(tokens) or seconds <= 0:
-        return ""
-    return f"{format_count(tokens)} tokens, {tokens / seconds:,.0f} a second"
 
 
 def _plain(value: float) -> str:
