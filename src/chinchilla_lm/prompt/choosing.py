@@ -94,7 +94,7 @@ def choose_rule(scores_by_rule: Mapping[str, np.ndarray], gold_n: Sequence[int] 
     """Choose on labelled held-out rows.
 
     A row's margin is the right choice's score minus the best wrong one's. Plain accuracy counts margins above zero and
-    is coarse on few rows; here a row counts as Phi(margin / (0.4 * mean |margin|)), which uses near misses and near hits.
+    is coarse on few rows; here a row counts as Phi(margin / (0.4 * mean |margin|)), so near misses and near hits count.
 
     Args:
         scores_by_rule: scores_nk of each rule on the same rows.

@@ -15,7 +15,7 @@ import regex
 
 from chinchilla_lm.core.errors import ConfigError, DataError
 
-Rule = Literal["all", "first-line", "last-line", "number", "letter", "choice", "regex"]
+Rule = Literal["all", "first-line", "last-line", "number", "letter", "choice", "regex", "entity-list", "entity-markup"]
 
 # A reader's patience; the rules here take under a millisecond on 10,000 characters.
 PATTERN_SECONDS = 0.5
@@ -35,7 +35,8 @@ class Extraction:
 
     Attributes:
         rule: `all` the whole text; `first-line`, `last-line` that line with words in it; `number` a number, without
-            thousands marks; `letter` an option's letter; `choice` the choice named; `regex` the pattern's first group.
+            thousands marks; `letter` an option's letter; `choice` the choice named; `regex` the pattern's first group; `entity-list` and
+            `entity-markup` the first line, which `rows.read_entities` reads on.
         pattern: for `regex`; group 1 is the answer, else the whole match.
         which: the first or the last match in the text (for number, letter, choice and regex).
     """
@@ -92,7 +93,7 @@ def extract_answer(extraction: Extraction, text: str, choices: Sequence[str] = (
     shown = text[-MAX_ANSWER_CHARACTERS:] if is_last else text[:MAX_ANSWER_CHARACTERS]
     if extraction.rule == "all":
         return shown.strip() or None
-    if extraction.rule in ("first-line", "last-line"):
+    if extraction.rule in ("first-line", "last-line", "entity-list", "entity-markup"):
         lines = [line.strip() for line in shown.splitlines() if line.strip()]
         return (lines[-1] if is_last else lines[0]) if lines else None
     if extraction.rule == "choice":

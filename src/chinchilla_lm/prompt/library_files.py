@@ -1,12 +1,13 @@
 """Template files: one YAML file a wording, in `library/<language>/<task>/<family>-<wording>.yaml`.
 
-A file's keys are the fields of `template.Template`; `name`, `language` and `task` follow from its place and may be left
-out in the library. Every file is checked when it is read: unknown keys with the nearest name, Jinja2 outside the sandbox,
-a prompt that ends in a space, words that two labels share, and an example that does not render.
+A file's keys are the fields of `template.Template`; in the library `name`, `language`, `task` and `family` follow from
+its place. Every file is checked when it is read: unknown keys with the nearest name, Jinja2 outside the sandbox, a prompt
+that ends in a space, words that two labels share, and an example that does not render.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ def load_template(name: str) -> Template:
     """
     if name.endswith((".yaml", ".yml")):
         return read_template(name)
-    for template in library_templates():
-        if template.name == name:
-            return template
-    close = [template.name for template in library_templates() if name.rsplit("/", 1)[-1] in template.name][:5]
-    hint = f"near it are {', '.join(close)}" if close else "docs/prompts.md lists the names"
+    names = _names()
+    if name in names:
+        return _read_named(name)
+    last = name.rsplit("/", 1)[-1]
+    close = [known for known in names if last in known] or difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    hint = f"near it are {', '.join(close[:5])}" if close else "docs/prompts.md lists the names"
     raise ConfigError(f"no template is named {name!r}; {hint}, or write the path of a .yaml file")
 
 
@@ -59,15 +61,12 @@ def library_templates(task: str = "", language: str = "", family: str = "") -> l
     for word, known, label in ((task, TASKS, "task"), (language, LANGUAGES, "language")):
         if word and word not in known:
             raise ConfigError(f"{label} = {word!r} is unknown; write one of {', '.join(known)}")
-    found = [
-        template
-        for template in _library()
-        if task in ("", template.task) and language in ("", template.language) and family in ("", template.family)
-    ]
+    names = [name for name in _names() if _is_within(name, task, language)]
+    found = [name for name in names if family in ("", _family(name))]
     if not found:
-        families = sorted({t.family for t in _library() if task in ("", t.task)})
-        raise ConfigError(f"family = {family!r} has no template; write one of {', '.join(families)}")
-    return found
+        families = sorted({_family(name) for name in names})
+        raise ConfigError(f"family = {family!r} has no template here; write one of {', '.join(families)}")
+    return [_read_named(name) for name in found]
 
 
 def read_template(path: Path | str) -> Template:
@@ -88,7 +87,7 @@ def read_template(path: Path | str) -> Template:
     if place.is_relative_to(LIBRARY):
         language, task = place.relative_to(LIBRARY).parts[:2]
         name = f"{language}/{task}/{place.stem}"
-        values = {"name": name, "task": task, "language": language, "family": place.stem.rsplit("-", 1)[0]}
+        values = {"name": name, "task": task, "language": language, "family": _family(name)}
     values |= read_yaml(place)
     template = from_mapping(Template, values, where=str(path))
     try:
@@ -99,9 +98,22 @@ def read_template(path: Path | str) -> Template:
 
 
 @functools.lru_cache(maxsize=1)
-def _library() -> tuple[Template, ...]:
-    templates = [read_template(path) for path in sorted(LIBRARY.glob("*/*/*.yaml"))]
-    return tuple(sorted(templates, key=lambda template: template.name))
+def _names() -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.glob("*/*/*.yaml")))
+
+
+@functools.cache
+def _read_named(name: str) -> Template:
+    return read_template(LIBRARY / f"{name}.yaml")
+
+
+def _is_within(name: str, task: str, language: str) -> bool:
+    found_language, found_task, _ = name.split("/")
+    return language in ("", found_language) and task in ("", found_task)
+
+
+def _family(name: str) -> str:
+    return name.rsplit("/", 1)[-1].rsplit("-", 1)[0]
 
 
 def _check_example(template: Template) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.prompt.rows import with_derived_fields
 from chinchilla_lm.prompt.sandbox import compile_text
 from chinchilla_lm.prompt.template import PromptParts, Template
 
@@ -183,6 +184,7 @@ def _content_free_requests(template: Template, row: Mapping[str, Any], groups: M
 def _channel_texts(template: Template, row: Mapping[str, Any], answer: str) -> tuple[str, str]:
     assert template.channel is not None, "check_rules refuses it"
     given = compile_text(template.channel.given, f"{template.name}: channel.given").render({**row, "choice": answer})
+    row = with_derived_fields(template.task, row)
     said = compile_text(template.channel.text, f"{template.name}: channel.text").render(row).strip()
     if not said:
         raise DataError(f"{template.name}: the channel's text is empty; leave the row out, or use another rule")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.prompt.extraction import Extraction
+from chinchilla_lm.prompt.rows import with_derived_fields
 from chinchilla_lm.prompt.sandbox import compile_text
 
 TASKS = (
@@ -182,6 +183,7 @@ class Template:
         Raises:
             DataError: a field is absent or of the wrong kind, or the text is too long.
         """
+        row = with_derived_fields(self.task, row)
         shared = self.shared_text(demonstrations)
         answers = () if self.kind == "generate" else self.answers_of(row)
         items = self._contexts_of(row)
@@ -194,12 +196,14 @@ class Template:
     def shared_text(self, demonstrations: Sequence[Mapping[str, Any]]) -> str:
         """Return the instruction and the solved rows, each followed by the separator."""
         text = _compiled(self, "instruction").render({"words": list(self.labels.values())})
-        for row in demonstrations:
+        for solved in demonstrations:
+            row = with_derived_fields(self.task, solved)
             text += self._solved_item(row) + self.delimiter + self.answer_text(row) + self.separator
         return text
 
     def item_text(self, row: Mapping[str, Any]) -> str:
         """Return a row's own text, without a space at its end."""
+        row = with_derived_fields(self.task, row)
         self._check_fields(row)
         return _compiled(self, "item").render({**row, "words": list(self.labels.values())}).rstrip(" ")
 
@@ -244,10 +248,11 @@ class Template:
         Raises:
             DataError: the row has no answer.
         """
+        row = with_derived_fields(self.task, row)
         if self.kind == "choice":
             return self.gold_text(row)
         gold = self.gold_text(row) if self.gold or self.labels or self.choices else ""
-        return _compiled(self, "answer").render({**row, "gold": gold}).strip()
+        return _trimmed(_compiled(self, "answer").render({**row, "gold": gold}), self.delimiter)
 
     def gold_text(self, row: Mapping[str, Any]) -> str:
         """Return the right answer alone, with which an extracted answer is compared.
@@ -255,10 +260,11 @@ class Template:
         Raises:
             DataError: the row has no answer.
         """
+        row = with_derived_fields(self.task, row)
         if self.labels or self.choices:
             answers = self.answers_of(row)
             return answers[0] if self.contexts else answers[self.gold_index(row)]
-        return _compiled(self, "gold" if self.gold else "answer").render(row).strip()
+        return _trimmed(_compiled(self, "gold" if self.gold else "answer").render(row), self.delimiter)
 
     def messages(
         self, row: Mapping[str, Any], demonstrations: Sequence[Mapping[str, Any]] = ()
@@ -320,11 +326,13 @@ class Template:
         Returns:
             The row with every field of `content` replaced: texts and lists of texts by `text`, a span by all of it.
         """
+        # What was derived from the replaced fields is derived again.
         names = self.content or self.fields
         return {**row, **{name: _emptied(row[name], text) for name in names if name in row}}
 
     def domain_text(self, row: Mapping[str, Any]) -> str:
         """Return the domain premise of PMI: the prompt's end without the input, without a space at its end."""
+        row = with_derived_fields(self.task, row)
         if self.domain:
             return _compiled(self, "domain").render({**row, "words": list(self.labels.values())}).rstrip(" ")
         return self.item_text(row).rsplit("\n", 1)[-1]
@@ -357,6 +365,11 @@ def label_word(label: str) -> str:
 
 def _compiled(template: Template, key: str) -> Any:
     return compile_text(getattr(template, key), f"{template.name}: {key}")
+
+
+def _trimmed(answer: str, delimiter: str) -> str:
+    # After a line break (code) the first line's indent belongs to the answer.
+    return answer.strip() if delimiter == " " else answer.strip("\n").rstrip()
 
 
 def _emptied(value: Any, text: str) -> Any:
