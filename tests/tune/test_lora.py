@@ -45,6 +45,12 @@ def make_model(layout: Any = "qwen3", seed: int = 0) -> Transformer:
     return model
 
 
+def with_lora(settings: LoraSettings) -> Transformer:
+    model = make_model()
+    add_lora(model, settings, seed=0)
+    return model
+
+
 def randomise(model: Transformer, seed: int = 1) -> None:
     """Give B values, as training would."""
     generator = torch.Generator().manual_seed(seed)
@@ -125,6 +131,26 @@ def test_kernels_with_dropout_have_the_gradient_of_plain_torch():
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_its_share_and_the_mean(dtype):
+    module = next(module for _, module in lora_modules(with_lora(replace(SETTINGS, dropout=0.3))))
+    with torch.no_grad():
+        module.weight.zero_()
+        module.lora_a.fill_(1 / 32)
+        module.lora_b.fill_(1.0)
+    x = torch.ones(20_000, 32, dtype=dtype, requires_grad=True)
+    torch.manual_seed(0)
+    y = module(x)
+    kept = y[:, 0].detach().float() * (1 - 0.3) / (3 * SETTINGS.scale)  # of the 32 inputs, the share that was kept
+    assert kept.mean().item() == pytest.approx(0.7, abs=0.003)
+    assert kept.std().item() == pytest.approx((0.7 * 0.3 / 32) ** 0.5, rel=0.03)
+    y[:, 0].sum().backward()
+    assert x.grad is not None
+    assert (x.grad == 0).float().mean().item() == pytest.approx(0.3, abs=0.003)
+    module.eval()
+    assert module(x)[:, 0].float().mean().item() == pytest.approx(3 * SETTINGS.scale, rel=1e-3)
 
 
 def test_the_frozen_base_stays_bit_equal_and_follows_changes_of_its_weight():
