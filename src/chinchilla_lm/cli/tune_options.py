@@ -35,7 +35,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("epochs", "steps", "rows", "lr", "optimizer", "schedule", "warmup", "weight_decay", "clip_norm", "dropout"),
         *("patience", "evaluate_every", "seed"),
     ),
-    "Machine": ("backbone", "threads", "dtype", "micro_batch", "checkpoint_seconds", "bootstrap_draws"),
+    "Machine": ("backbone", "device", "threads", "dtype", "micro_batch", "checkpoint_seconds", "bootstrap_draws"),
 }
 _PAIRS = ("columns", "label_words")
 _FLAGS = {"is_packed": "--packed"}
@@ -68,7 +68,8 @@ def field_help() -> dict[str, str]:
     words: dict[str, str] = {}
     for each in dataclasses.fields(TuneConfig):
         text = said.get(each.name, each.name.replace("_", " "))
-        text = (text[:1].upper() + text[1:]).replace("None: ", "left out: ")
+        text = (text[:1].upper() + text[1:]).replace("None: ", "left out: ").replace("`", "")
+        text = text.replace(" is None", " is left out")
         default = each.default
         if each.name in _PAIRS:
             text += " NAME=VALUE, once for each."
