@@ -117,7 +117,7 @@ def run_job(
     records.cut(state.step, state.tokens)
     plan = plan_loop(config, start_step=state.step, start_tokens=state.tokens, stop_step=steps)
     updates = train(model, batches, objective, optimizer, plan, placement)
-    with _deferred_signals() as stop, contextlib.closing(updates):
+    with deferred_signals() as stop, contextlib.closing(updates):
         for record in updates:
             state.add(record)
             records.add_step(record, state.elapsed_seconds())
@@ -255,7 +255,7 @@ class _StopRequest:
 
 
 @contextlib.contextmanager
-def _deferred_signals() -> Iterator[_StopRequest]:
+def deferred_signals() -> Iterator[_StopRequest]:
     """Note SIGINT and SIGTERM so that the step in progress ends whole; a second one stops at once."""
     request = _StopRequest()
 

@@ -77,6 +77,8 @@ class Task(Protocol):
         hub_class: class of the saved folder, such as "AutoModelForSequenceClassification".
         primary: name of the measure that early stopping and the report go by.
         labels: names in the order of the head's outputs; empty without labels.
+        tokenizer: as it is saved with the model, the prompt in its post-processor where there is one.
+        hub_settings: further keys of the saved config.json, such as problem_type.
     """
 
     name: str

@@ -1,0 +1,188 @@
+"""The whole run: before, training, early stopping, restoring, resuming, records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from chinchilla_lm.core.errors import CheckpointError
+from chinchilla_lm.core.records import read_records
+from chinchilla_lm.metrics.measures import Measures
+from chinchilla_lm.train.loop import StepRecord
+from chinchilla_lm.tune import learning, tuning
+from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.learning import learned_part
+from chinchilla_lm.tune.tuning import draw_rows, tune
+
+from .conftest import write_jsonl
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture
+def configure(tiny_folder: Folder, tmp_path: Path, sentiment_rows: list[dict[str, Any]]) -> Callable[..., TuneConfig]:
+    train = write_jsonl(tmp_path / "train.jsonl", sentiment_rows)
+    test = write_jsonl(tmp_path / "test.jsonl", [{**row, "text": f"so {row['text']}"} for row in sentiment_rows[::2]])
+
+    def make(kind: str = "qwen3", **changes: Any) -> TuneConfig:
+        settings: dict[str, Any] = {
+            "task": "text-classification",
+            "model": str(tiny_folder(kind)),
+            "train": str(train),
+            "validation": str(train),
+            "test": str(test),
+            "out": str(tmp_path / "run"),
+            "method": "full",
+            "lr": 3e-3,
+            "rows": 8,
+            "epochs": 3.0,
+            "dtype": "float32",
+            "device": "cpu",
+            "checkpoint_seconds": 0.0,
+            "bootstrap_draws": 200,
+        }
+        return TuneConfig(**settings | changes)
+
+    return make
+
+
+@pytest.mark.parametrize(("kind", "method"), [("qwen3", "full"), ("llama", "lora"), ("gpt2", "full"), ("bert", "full")])
+def test_a_run_gets_better_and_says_so(configure: Callable[..., TuneConfig], kind: str, method: str) -> None:
+    result = tune(configure(kind, method=method, lr=1e-2 if method == "lora" else 3e-3, epochs=6.0))
+    record = result.record
+    assert record["metrics_after"]["accuracy"] >= 0.8
+    assert record["schema"] == "tune/1"
+    assert (record["metrics_before"] is None) == (kind == "bert")
+    if kind != "bert":
+        assert record["paired"]["mcnemar"]["fixed"] >= record["paired"]["mcnemar"]["broken"]
+        assert record["paired"]["low"] <= record["paired"]["difference"] <= record["paired"]["high"]
+    assert record["rows"]["train"] == {"available": 40, "file": record["settings"]["train"], "used": 40}
+    lines = [json.loads(line) for line in (result.folder / "predictions" / "after.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(20))
+    steps = read_records(result.folder / "records.jsonl", "step/1")
+    assert [step["step"] for step in steps[:3]] == [1, 2, 3]
+
+
+def test_a_finished_run_is_only_read(configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    (model_config := Path(configure().out) / "model" / "config.json").parent.mkdir(parents=True)
+    result = tune(configure(steps=1))
+    model_config.write_text("{}") if not model_config.exists() else None
+    monkeypatch.setattr(tuning, "load_backbone", lambda *_, **__: pytest.fail("loaded again"))
+    assert tune(configure(steps=1)).record == json.loads((result.folder / "tune.json").read_text())
+
+
+def test_another_config_in_the_same_folder_is_refused(configure: Callable[..., TuneConfig]) -> None:
+    tune(configure(steps=1))
+    with pytest.raises(CheckpointError, match="another steps"):
+        tune(configure(steps=2))
+
+
+class Killed(BaseException):
+    """What a kill is to the process."""
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "gradual"])
+def test_killed_and_resumed_is_bit_identical(
+    configure: Callable[..., TuneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """With dropout, early stopping on and a checkpoint after some updates only."""
+    settings: dict[str, Any] = {"method": method, "head": "fresh", "dropout": 0.2, "evaluate_every": 2, "patience": 9}
+    whole = tune(configure(out=str(tmp_path / "whole"), **settings))
+    kills = iter([3, 8])
+
+    def kill_at(step: int) -> Callable[[StepRecord, float | None], None]:
+        def tell(record: StepRecord, value: float | None) -> None:
+            if record.step == step:
+                raise Killed
+
+        return tell
+
+    real_teller = tuning._teller
+    broken = configure(out=str(tmp_path / "broken"), **settings)
+    for step in kills:
+        monkeypatch.setattr(tuning, "_teller", lambda *_, step=step: kill_at(step))
+        with pytest.raises(Killed):
+            tune(broken)
+    monkeypatch.setattr(tuning, "_teller", real_teller)
+    resumed = tune(broken)
+    assert resumed.record["metrics_after"] == whole.record["metrics_after"]
+    assert resumed.record["best"] == whole.record["best"]
+    for folder in ("checkpoints", "best"):
+        names = [sorted(path.name for path in (run.folder / folder).iterdir()) for run in (whole, resumed)]
+        assert names[0] == names[1]
+        for name in names[0]:
+            ours, theirs = (load_file(run.folder / folder / name / "weights.safetensors") for run in (whole, resumed))
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    curves = [read_records(run.folder / "records.jsonl") for run in (whole, resumed)]
+    timeless = [
+        [{key: value for key, value in record.items() if "second" not in key and "_per_s" not in key} for record in one]
+        for one in curves
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_the_best_checkpoint_is_really_restored(
+    configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation says .1, .5, .9, .3, .2 -> training stops, and the weights are those of the third validation."""
+    values, seen = iter([0.1, 0.5, 0.9, 0.3, 0.2]), []
+    real_learn = learning.learn
+
+    def learn(lesson: learning.Lesson, tell: Any = None) -> Any:
+        def validate() -> Measures:
+            part = learned_part(lesson.optimizer, lesson.model)
+            seen.append({name: p.detach().clone() for name, p in part.named_parameters()})
+            return Measures(values={"accuracy": next(values)}, primary="accuracy")
+
+        result = real_learn(replace(lesson, validate=validate, validates_start=False), tell)
+        part = dict(learned_part(lesson.optimizer, lesson.model).named_parameters())
+        assert all(torch.equal(part[name], seen[2][name]) for name in part)
+        assert any(not torch.equal(part[name], seen[4][name]) for name in part)
+        return result
+
+    monkeypatch.setattr(tuning, "learn", learn)
+    record = tune(configure(evaluate_every=2, patience=2)).record
+    assert record["best"] == {"step": 6, "value": 0.9}
+    assert record["stopped_at"] == 10
+
+
+def test_own_and_hub_take_the_same_path(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
+    curves = []
+    for form in ("own", "hub"):
+        result = tune(configure(backbone=form, out=str(tmp_path / form), evaluate_every=5))
+        curves.append([step["loss"] for step in read_records(result.folder / "records.jsonl", "step/1")])
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-3)
+
+
+def test_micro_batches_change_nothing(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
+    curves = []
+    for size in (8, 3, 1):
+        result = tune(configure(micro_batch=size, out=str(tmp_path / str(size)), steps=6))
+        records = read_records(result.folder / "records.jsonl", "step/1")
+        curves.append([(step["loss"], step["grad_norm"]) for step in records])
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
+    np.testing.assert_allclose(curves[0], curves[2], rtol=1e-4)
+
+
+def test_drawn_rows_are_nested() -> None:
+    rows = [{"text": str(i)} for i in range(50)]
+    small, large = draw_rows(rows, 10, 3), draw_rows(rows, 20, 3)
+    assert len(small) == 10
+    assert all(row in large for row in small)
+    assert [int(row["text"]) for row in small] == sorted(int(row["text"]) for row in small)
+
+
+def test_a_tokenizer_of_the_model_is_not_changed(configure: Callable[..., TuneConfig], tiny_folder: Folder) -> None:
+    before = (tiny_folder("qwen3") / "tokenizer.json").read_bytes()
+    tune(configure(steps=1))
+    assert (tiny_folder("qwen3") / "tokenizer.json").read_bytes() == before
+    assert AutoTokenizer.from_pretrained(tiny_folder("qwen3"))("a")["input_ids"]
