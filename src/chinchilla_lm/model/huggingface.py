@@ -82,7 +82,7 @@ def save_model(
             config["dtype"] = str(dtype).removeprefix("torch.")
             write_json(temporary / "config.json", config)
             write_json(temporary / "generation_config.json", generation)
-            _write_weights(temporary / WEIGHTS_FILE, tensors, dtype)
+            write_weights(temporary / WEIGHTS_FILE, tensors, dtype)
             if tokenizer_folder is not None:
                 _copy_tokenizer(Path(tokenizer_folder), temporary)
             for name, content in (extra_files or {}).items():
@@ -109,11 +109,11 @@ def load_model(folder: Path | str) -> Transformer:
     """
     place = Path(folder)
     shape = read_config(place)
-    files = _weight_files(place)
-    found = _read_header(files)
+    files = weight_files(place)
+    found = read_header(files)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in export_tensors(Transformer(shape)).items()}
-    _check_tensors(place, shape, expected, found)
+    check_tensors(place, shape, expected, found)
     model = Transformer(shape)
     targets = export_tensors(model)  # views of the parameters: filling them fills the model
     for path in files:
@@ -163,7 +163,8 @@ def export_tensors(model: Transformer) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write a safetensors file that transformers reads, and that others than its owner may read."""
     contiguous = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata={"format": "pt"})  # transformers refuses a file without this key
     os.chmod(path, READABLE_BY_ALL)
@@ -175,7 +176,12 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards that its index names.
+
+    Raises:
+        ModelError: none, pickled ones, or a broken index.
+    """
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).is_file():
@@ -201,7 +207,7 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder} has no {WEIGHTS_FILE}; name the folder of a saved model")
 
 
-def _read_header(files: list[Path]) -> dict[str, tuple[int, ...]]:
+def read_header(files: list[Path]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors, without reading the weights."""
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
@@ -221,9 +227,14 @@ def _read_header(files: list[Path]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _check_tensors(
+def check_tensors(
     folder: Path, shape: ModelShape, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
+    """Refuse a folder that lacks a tensor, has an unknown one, or one of another shape.
+
+    Raises:
+        ModelError: the first difference.
+    """
     surplus = {name for name in found if name not in expected and not name.endswith("rotary_emb.inv_freq")}
     if shape.is_tied:
         surplus.discard("lm_head.weight")  # some folders write the tied head a second time; the embedding counts

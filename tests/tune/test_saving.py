@@ -1,0 +1,109 @@
+"""Saved folders: transformers' own pipelines and peft answer as the tuned model did, head and labels included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chinchilla_lm.tune.backbone import load_backbone
+from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.defaults import resolve
+from chinchilla_lm.tune.freezing import choose_parameters, make_optimizer
+from chinchilla_lm.tune.saving import save_tuned
+from chinchilla_lm.tune.task import Task, TunedModel, make_task
+
+transformers = pytest.importorskip("transformers")
+
+
+def make_run(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> tuple[TunedModel, Task, TuneConfig]:
+    """A model after three real updates, in eval mode."""
+    given = {"task": "text-classification", "train": "t", "out": "o", "rows": len(rows), "dtype": "float32"} | settings
+    config, _ = resolve(TuneConfig(model=str(folder), **given), context=128)
+    backbone: Any = load_backbone(config)
+    task = make_task(config, rows, backbone)
+    torch.manual_seed(0)
+    model = TunedModel(backbone, task.make_head(backbone))
+    optimizer = make_optimizer(choose_parameters(model, config), config)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.02
+    batch = tuple(torch.from_numpy(array) for array in task.collate(task.encode(rows, is_training=True)))
+    for _ in range(3):
+        task.objective(model, batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), task, config
+
+
+def probabilities(task: Any, model: TunedModel, rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([each["probabilities"] for each in task.predict(model, rows)])
+
+
+def ask_pipeline(folder: Path, rows: list[dict[str, Any]], labels: tuple[str, ...], **how: Any) -> torch.Tensor:
+    """Probabilities by transformers' pipeline on the folder, in the order of our labels."""
+    pipe = transformers.pipeline("text-classification", model=str(folder), device="cpu", **how)
+    answers = pipe([row["text"] for row in rows], top_k=None, batch_size=len(rows))
+    return torch.tensor([[{a["label"]: a["score"] for a in one}[label] for label in labels] for one in answers])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("qwen3", {"method": "lora"}),
+        ("llama", {"method": "full", "head": "fresh"}),
+        ("gpt2", {"method": "lora"}),
+        ("gpt2", {"method": "top-k", "top_k": 1, "head": "fresh"}),
+        ("bert", {"method": "lora"}),
+        ("llama", {"method": "ia3"}),
+        ("qwen3", {"method": "full", "mask": "bidirectional"}),
+    ],
+)
+def test_the_pipeline_on_the_folder_equals_the_tuned_model(tiny_folder, sentiment_rows, tmp_path, kind, settings):
+    model, task, config = make_run(tiny_folder(kind), sentiment_rows, **settings)
+    expected = probabilities(task, model, sentiment_rows)
+    save_tuned(model, task, tmp_path / "model", config)
+    for side in ("right", "left"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", padding_side=side)
+        got = ask_pipeline(tmp_path / "model", sentiment_rows, task.labels, tokenizer=tokenizer)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert saved["label2id"] == {"negative": 0, "positive": 1}
+    assert saved["architectures"][0].endswith("ForSequenceClassification")
+    torch.testing.assert_close(probabilities(task, model, sentiment_rows), expected, atol=1e-6, rtol=0)  # untouched
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("qwen3", "lora"),
+        ("llama", "lora"),
+        ("gpt2", "lora"),
+        ("bert", "lora"),
+        ("llama", "ia3"),
+        ("bert", "ia3"),
+        ("qwen3", "prompt"),
+        ("gpt2", "prompt"),
+        ("llama", "prefix"),
+    ],
+)
+def test_peft_loads_the_adapter_with_head_and_labels(tiny_folder, sentiment_rows, tmp_path, kind, method):
+    peft = pytest.importorskip("peft")
+    rows = sentiment_rows[:6]
+    model, task, config = make_run(tiny_folder(kind), sentiment_rows, method=method, head="fresh", virtual_tokens=4)
+    expected = probabilities(task, model, rows)
+    save_tuned(model, task, tmp_path / "model", config)
+    described = json.loads((tmp_path / "adapter" / "task.json").read_text())
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        described["base"], num_labels=len(described["labels"]), dtype=torch.float32
+    )
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    base.config.pad_token_id = tokenizer.pad_token_id
+    batch = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        got = loaded(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits.softmax(dim=-1)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert described["labels"] == ["negative", "positive"]
