@@ -35,8 +35,8 @@ class Extraction:
 
     Attributes:
         rule: `all` the whole text; `first-line`, `last-line` that line with words in it; `number` a number, without
-            thousands marks; `letter` an option's letter; `choice` the choice named; `regex` the pattern's first group; `entity-list` and
-            `entity-markup` the first line, which `rows.read_entities` reads on.
+            thousands marks; `letter` an option's letter; `choice` the choice named; `regex` the pattern's first group;
+            `entity-list` and `entity-markup` the first line, which `rows.read_entities` reads on.
         pattern: for `regex`; group 1 is the answer, else the whole match.
         which: the first or the last match in the text (for number, letter, choice and regex).
     """

@@ -1,8 +1,8 @@
 """Template files: one YAML file a wording, in `library/<language>/<task>/<family>-<wording>.yaml`.
 
 A file's keys are the fields of `template.Template`; in the library `name`, `language`, `task` and `family` follow from
-its place. Every file is checked when it is read: unknown keys with the nearest name, Jinja2 outside the sandbox, a prompt
-that ends in a space, words that two labels share, and an example that does not render.
+its place. Every file is checked when it is read: unknown keys with the nearest name, Jinja2 outside the sandbox, a
+prompt that ends in a space, words that two labels share, and an example that does not render.
 """
 
 from __future__ import annotations

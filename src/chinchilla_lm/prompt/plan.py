@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.prompt.parts import PromptParts
 from chinchilla_lm.prompt.rows import with_derived_fields
 from chinchilla_lm.prompt.sandbox import compile_text
-from chinchilla_lm.prompt.template import PromptParts, Template
+from chinchilla_lm.prompt.template import Template
 
 RULES = ("sum", "token", "char", "byte", "pmi", "cc", "bc", "channel")
 # Zhao et al. 2021, section 5: the average over these three.

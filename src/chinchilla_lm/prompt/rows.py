@@ -93,8 +93,8 @@ def tag_spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[int, int
 def tag_tokens(tokens: Sequence[str], entities: Sequence[Mapping[str, str]]) -> list[str]:
     """Find named entities in a sentence again and write them as IOB2 tags.
 
-    Each entity takes its first place that no earlier one took, longest entities first; what is not in the sentence, word
-    by word, is left out (a model may invent it).
+    Each entity takes its first place that no earlier one took, longest entities first; what is not in the sentence,
+    word by word, is left out (a model may invent it).
 
     Args:
         tokens: the sentence.
