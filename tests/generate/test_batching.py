@@ -250,6 +250,56 @@ def test_the_slot_with_the_longest_shared_beginning_is_taken(start_scheduler: St
     assert scheduler.statistics().prompt_tokens_reused - before == 90
 
 
+def _count_read(scheduler: Scheduler) -> list[int]:
+    """The list that gets the number of tokens of every forward pass."""
+    form, counts = scheduler._engine._form, []
+    forward = form.forward
+
+    def counting(slots, pasts, ids, last_only):
+        counts.append(sum(map(len, ids)))
+        return forward(slots, pasts, ids, last_only)
+
+    form.forward = counting  # type: ignore[method-assign]
+    return counts
+
+
+@pytest.mark.parametrize("options", [{}, {"echo": True, "logprobs": 2}], ids=["plain", "scored"])
+def test_the_choices_of_a_request_read_its_prompt_once(
+    model: Transformer, tokenizer: Tokenizer, start_scheduler: StartScheduler, options: dict
+) -> None:
+    prompt = tuple(random.Random(1).choices(range(1, 257), k=90))
+    request = Request(prompt_ids=prompt, max_tokens=5, n=6, sampling=Sampling(seed=3), stop_ids=(), **options)
+    scheduler = start_scheduler(slots=4)
+    read = _count_read(scheduler)
+    found = scheduler.submit(request).result()
+    assert sum(read) <= 90 + 6 * 5  # each choice reads the prompt's last token and those it makes but the last
+    assert scheduler.statistics().prompt_tokens_reused == 5 * 89
+    assert found == join_events(complete(Engine(model, slots=1), tokenizer, request))
+
+
+def test_prompts_that_begin_alike_read_the_beginning_once(start_scheduler: StartScheduler) -> None:
+    draw = random.Random(2)
+    system = tuple(draw.choices(range(1, 257), k=80))
+    requests = [Request(prompt_ids=(*system, 7 + i, 8), max_tokens=4, sampling=GREEDY) for i in range(4)]
+    scheduler = start_scheduler(slots=4)
+    read = _count_read(scheduler)
+    tickets = [scheduler.submit(request) for request in requests]
+    together = [ticket.result() for ticket in tickets]
+    assert sum(read) <= 80 + 4 * (2 + 4)
+    alone = start_scheduler(slots=1)
+    assert [alone.submit(request).result() for request in requests] == together
+
+
+def test_short_prompts_are_read_in_one_pass(start_scheduler: StartScheduler) -> None:
+    scheduler = start_scheduler(slots=8)
+    read = _count_read(scheduler)
+    with scheduler._changed:  # the worker sees all of them at once
+        tickets = [scheduler.submit(Request(prompt_ids=(i, i + 1, 3), max_tokens=1)) for i in range(1, 9)]
+    for ticket in tickets:
+        ticket.result()
+    assert read == [24]
+
+
 def test_a_long_prompt_is_read_in_parts_between_the_others_tokens(
     random_model: Callable[..., Transformer], start_scheduler: StartScheduler
 ) -> None:

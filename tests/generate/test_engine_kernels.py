@@ -99,9 +99,8 @@ def test_a_text_gets_the_same_bits_alone_in_a_batch_and_read_at_once(shape: Mode
 def test_what_the_cache_held_before_is_not_seen(weights: str, may_tile: bool) -> None:
     ids, every = make_ids(QWEN3, 77), range(77)
     decoder = Decoder(make_model(QWEN3), 2, 160, weights, may_tile)
-    for tensor in decoder._kept:
-        if isinstance(tensor, torch.Tensor) and tensor.ndim == 4:
-            tensor.fill_(torch.nan)
+    for cache in decoder._caches:
+        cache.fill_(torch.nan)
     first_tv = decoder.step(ids, [1] * 77, every, every, True)[1]
     assert first_tv is not None
     assert torch.isfinite(first_tv).all()

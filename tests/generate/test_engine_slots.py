@@ -102,6 +102,19 @@ def test_a_truncated_slot_continues_as_if_never_longer(model: Transformer) -> No
     assert (found - plain_logits(model, [*PROMPTS[2][:6], 40])[-1]).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("length", [0, 1, 5, 17, 35])
+def test_a_copied_slot_continues_as_the_one_it_was_copied_from(model: Transformer, length: int) -> None:
+    engine, ids = Engine(model, slots=2, weights="float32"), [*PROMPTS[2], *PROMPTS[2][::-1]]
+    engine.prefill(0, ids)
+    engine.prefill(1, [66] * 40)
+    engine.copy(0, 1, length)
+    assert engine.tokens(1) == tuple(ids[:length])
+    assert engine.tokens(0) == tuple(ids)
+    engine.clear(0)
+    found_v = engine.extend(1, [*ids[length:], 3])[-1]
+    assert (found_v - plain_logits(model, [*ids, 3])[-1]).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize("second", [PROMPTS[2], PROMPTS[2][:7], [*PROMPTS[2][:9], 50, 51], [1, 2], [*PROMPTS[2], 5]])
 def test_a_prompt_with_a_known_beginning_gives_the_same_logits(second: list[int]) -> None:
     model = make_model(QWEN3)

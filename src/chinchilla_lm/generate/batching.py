@@ -1,9 +1,10 @@
 """The scheduler: many requests share one engine, in one worker thread that decodes all running texts at once.
 
-Each round of the worker drops what was cancelled, gives free slots to waiting choices, fills prompts (at most
-PREFILL_TOKENS a round, so that a long prompt does not stop the others' text), and adds one token to every running text.
-A text leaves its slot when it ends and another enters at once (continuous batching: Yu et al. 2022, Orca, section 3.1).
-What a slot has read stays there: the next prompt that begins with the same tokens does not read them again.
+Each round of the worker drops what was cancelled, gives free slots to waiting choices, reads a part of the unread
+prompts (prefilling.py: a limited part, so that a long prompt does not stop the others' text), and adds one token to
+every running text. A text leaves its slot when it ends and another enters at once (continuous batching: Yu et al. 2022,
+Orca, section 3.1). What a slot has read stays there: a prompt that begins with the same tokens does not read them again,
+in that slot or, by copying, in another.
 
 A request's output does not depend on the others: each choice has its own random numbers, and the engine's rows are
 independent. A request that fails ends with its error; the others go on. Never speaks HTTP.
@@ -20,17 +21,12 @@ from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
 from chinchilla_lm.generate.engine import Engine
+from chinchilla_lm.generate.prefilling import Part, choose_parts, read_together
 from chinchilla_lm.generate.request import QueueFull, Request
 from chinchilla_lm.generate.sequence import TextSequence
 from chinchilla_lm.generate.slots import Lane, Running, choose_slot, prompts_of, room_after
 from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.generate.ticket import Ticket
-
-PREFILL_TOKENS = 128
-"""Prompt tokens read between two tokens of the running texts. On SmolLM2-135M (bfloat16, one core, 2026-11-22) they
-take 81 ms, a step of 8 texts 24 ms; a longer part reads no faster (256: 212 ms)."""
-LEAST_PREFILL_TOKENS = 32
-"""Smallest share of one prompt if several are being read: 27 ms there, and 16 tokens take 21 ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,27 +225,43 @@ class Scheduler:
         return Lane(slot, prompt_ids, filled=reused)
 
     def _prefill(self) -> None:
-        """Read a part of the prompts that are not read yet: each in turn, so that no long one holds up the others."""
-        unread = deque(running for running in self._running if not running.is_prefilled)
+        """Read a part of the prompts that are not read yet: several at once, each in turn."""
+        unread = [running for running in self._running if not running.is_prefilled]
         if not unread:
             return
-        share = max(LEAST_PREFILL_TOKENS, PREFILL_TOKENS // len(unread))
-        unread.rotate(-(self._turn % len(unread)))
-        budget = PREFILL_TOKENS
-        while unread and budget > 0:
-            self._turn += 1
-            running = unread.popleft()
-            if running.ticket.is_finished:  # another choice of it failed just now
-                continue
+        parts, copied = choose_parts(self._engine, unread, self._turn)
+        self._turn += len(parts)
+        with self._changed:
+            self._count(prompt_tokens_reused=copied)
+        alone = [part for part in parts if part.running.must_score]
+        together = [part for part in parts if part not in alone]
+        if together:
             try:
-                budget -= running.prefill(self._engine, share)
-                if running.is_prefilled:
-                    event = running.begin()
-                    if event is not None:
-                        running.ticket.publish(running.sequence, event)
-                    self._advance(running)
-            except Exception as error:  # whatever it is, it is this request's: the others go on
-                self._fail(running, error)
+                read_together(self._engine, together)
+            except Exception:  # one prompt's fault (a nan) must not end the others: each alone
+                alone += together
+        for part in alone:
+            self._read_alone(part)
+        for part in parts:
+            if not part.running.ticket.is_finished and part.running.is_prefilled:
+                self._begin(part.running)
+
+    def _read_alone(self, part: Part) -> None:
+        if part.running.ticket.is_finished:  # another choice of it failed just now
+            return
+        try:
+            part.running.prefill(self._engine, part.end - part.lane.filled)
+        except Exception as error:  # whatever it is, it is this request's: the others go on
+            self._fail(part.running, error)
+
+    def _begin(self, running: Running) -> None:
+        try:
+            event = running.begin()
+            if event is not None:
+                running.ticket.publish(running.sequence, event)
+            self._advance(running)
+        except Exception as error:  # see _read_alone
+            self._fail(running, error)
 
     def _decode(self) -> None:
         """Add one token to every text whose prompt is read."""
@@ -288,7 +300,7 @@ class Scheduler:
             return
         try:
             self._advance(running)
-        except Exception as error:  # see _prefill
+        except Exception as error:  # see _read_alone
             self._fail(running, error)
 
     def _advance(self, running: Running) -> None:

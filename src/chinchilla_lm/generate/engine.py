@@ -157,6 +157,13 @@ class Engine:
         """Empty a slot."""
         self._tokens[slot].clear()
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make a slot hold the first `length` tokens of another, 0 <= length <= what that holds; nothing is computed."""
+        assert source != target
+        assert 0 <= length <= len(self._tokens[source]), (length, len(self._tokens[source]))
+        self._form.copy(source, target, length)
+        self._tokens[target] = self._tokens[source][:length]
+
     def hidden(self, ids: Sequence[int]) -> torch.Tensor:
         """Last hidden states after the final norm, (t, d) float32, for embeddings; no slot is touched.
 

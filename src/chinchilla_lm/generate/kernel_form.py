@@ -45,6 +45,10 @@ class KernelForm:
         every = range(len(ids))
         return self._decoder.step(ids, [self._spare] * len(ids), every, every, has_logits=False)[0]
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions of a slot to another."""
+        self._decoder.copy(source, target, length)
+
     def is_finite(self, logits: Tensor) -> bool:
         """Whether no logit is nan or infinite."""
         return self._decoder.is_finite(logits)

@@ -37,26 +37,36 @@ class Running:
     ticket: Ticket
     sequence: TextSequence
     lanes: list[Lane]
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    scored: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def is_prefilled(self) -> bool:
         """Every prompt is in the cache: decoding may begin."""
         return all(lane.filled == len(lane.prompt_ids) for lane in self.lanes)
 
-    def prefill(self, engine: Engine, budget: int) -> int:
-        """Fill at most `budget` more tokens of the first unfilled lane; return how many."""
-        lane = next(lane for lane in self.lanes if lane.filled < len(lane.prompt_ids))
-        if lane is self.lanes[0] and self.sequence.needs_prompt_logprobs:
-            return self._score_prompt(engine, lane, budget)
+    @property
+    def unfilled(self) -> Lane:
+        """The first lane whose prompt is not in the cache."""
+        return next(lane for lane in self.lanes if lane.filled < len(lane.prompt_ids))
+
+    @property
+    def must_score(self) -> bool:
+        """The unfilled lane's logits are wanted at every position, and no choice of the request has had them yet."""
+        is_first = self.unfilled is self.lanes[0]
+        return is_first and self.sequence.needs_prompt_logprobs and not self.ticket.prompt_logprobs
+
+    def prefill(self, engine: Engine, budget: int) -> None:
+        """Fill at most `budget` more tokens of the first unfilled lane."""
+        lane = self.unfilled
+        if self.must_score:
+            self._score_prompt(engine, lane, budget)
+            return
         end = min(lane.filled + budget, len(lane.prompt_ids))
-        lane.logits_v = engine.prefill(lane.slot, list(lane.prompt_ids[:end]))
-        done, lane.filled = end - lane.filled, end
-        return done
+        lane.logits_v, lane.filled = engine.prefill(lane.slot, list(lane.prompt_ids[:end])), end
 
     def begin(self) -> Event | None:
         """Return the echo, if one is wanted."""
-        return self.sequence.start(self.prompt_logprobs)
+        return self.sequence.start(self.ticket.prompt_logprobs)
 
     def decode(self, engine: Engine) -> None:
         """Read the last token in every lane, alone: for one text, or after a batch failed."""
@@ -74,18 +84,19 @@ class Running:
         assert second_v is not None
         return self.sequence.advance(logits_v, steer(logits_v, second_v, guidance))
 
-    def _score_prompt(self, engine: Engine, lane: Lane, budget: int) -> int:
+    def _score_prompt(self, engine: Engine, lane: Lane, budget: int) -> None:
         # Every position's logits are needed, so nothing of the cache is reused.
         if lane.filled == 0:
             engine.clear(lane.slot)
-            self.prompt_logprobs.append(TokenLogprob(token=lane.prompt_ids[0], logprob=None))
+            self.scored.append(TokenLogprob(token=lane.prompt_ids[0], logprob=None))
         start, end = lane.filled, min(lane.filled + min(budget, SCORED_TOKENS), len(lane.prompt_ids))
         logits_tv = engine.extend(lane.slot, list(lane.prompt_ids[start:end]))
         targets = lane.prompt_ids[start + 1 : end + 1]
         count = self.sequence.request.logprobs or 0
-        self.prompt_logprobs += token_logprobs(logits_tv[: len(targets)], targets, count)
+        self.scored += token_logprobs(logits_tv[: len(targets)], targets, count)
         lane.filled, lane.logits_v = end, logits_tv[-1]
-        return end - start
+        if end == len(lane.prompt_ids):
+            self.ticket.prompt_logprobs = self.scored
 
 
 def prompts_of(request: Request) -> list[tuple[int, ...]]:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 
-from chinchilla_lm.generate.request import Choice, Event, Request, join_events
+from chinchilla_lm.generate.request import Choice, Event, Request, TokenLogprob, join_events
 from chinchilla_lm.generate.sequence import TextSequence
 
 
@@ -21,11 +21,13 @@ class Ticket:
     Attributes:
         request: what was asked.
         sequences: its choices in progress.
+        prompt_logprobs: of the prompt once one choice has scored it, if the request asks for them.
     """
 
     def __init__(self, request: Request, sequences: list[TextSequence], wake_scheduler: Callable[[], None]) -> None:
         """Made by `Scheduler.submit`."""
         self.request, self.sequences = request, sequences
+        self.prompt_logprobs: list[TokenLogprob] = []
         self.is_cancelled = False
         self._wake_scheduler = wake_scheduler
         self._changed = threading.Condition()

@@ -63,6 +63,13 @@ class TorchForm:
         """Last hidden states after the final norm, x_td float32; no slot is touched."""
         return self._model.hidden(torch.tensor([list(ids)], device=self._device))[0].float()
 
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions of a slot to another."""
+        for layer in self._layers:
+            for cache in (layer.keys, layer.values):
+                cache[target, :, :length] = cache[source, :, :length]
+
     def is_finite(self, logits: Tensor) -> bool:
         """Whether no logit is nan or infinite."""
         return math.isfinite(float(logits.sum()))  # one nan or infinity makes the sum one; no sum of logits overflows

@@ -80,6 +80,7 @@ class Decoder:
         """
         self._library = _library()
         self._kept: list[Any] = []  # what the pointers point into
+        self._caches: list[Tensor] = []  # (slots, k, positions, e), the order within 32 positions is decode.cpp's own
         shape = model.shape
         room = -(-capacity // POSITIONS_A_BLOCK) * POSITIONS_A_BLOCK
         cache_type = torch.float32 if weights == "float32" else torch.bfloat16
@@ -91,8 +92,9 @@ class Decoder:
             norm = self._vector(model.norm.weight)  # type: ignore[union-attr]
         for layer in layers:  # not zeros: untouched pages of a large cache then cost no memory
             size = (slots, shape.n_kv_heads, room, shape.head_dim)
-            layer.keys = self._keep(torch.empty(size, dtype=cache_type))
-            layer.values = self._keep(torch.empty(size, dtype=cache_type))
+            keys, values = torch.empty(size, dtype=cache_type), torch.empty(size, dtype=cache_type)
+            layer.keys, layer.values = self._keep(keys), self._keep(values)
+            self._caches += [keys, values]
         self._kept.append(layers := (_Layer * len(layers))(*layers))
         self._network = _Network(
             kind=KINDS[weights],
@@ -148,6 +150,12 @@ class Decoder:
             self._run(ids[start:end], slots[start:end], positions[start:end], here, outputs)
             done += len(here)
         return hidden_wd, logits_wv
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the cache of a slot's first `length` positions to another slot."""
+        whole = -(-length // POSITIONS_A_BLOCK) * POSITIONS_A_BLOCK  # of any order within a block
+        for cache in self._caches:
+            cache[target, :, :whole] = cache[source, :, :whole]
 
     def is_finite(self, x: Tensor) -> bool:
         """Whether no element of a dense float32 tensor is nan or infinite."""
