@@ -2,8 +2,9 @@
 
 Read: `output_type` multiple_choice, loglikelihood and generate_until with `doc_to_text`, `doc_to_target` and
 `doc_to_choice` as Jinja2 or column names, `description`, delimiters, `generation_kwargs.until`, one regex filter, and
-`include` of a file in the same folder. Refused, with a line that says what: `!function` and `class` (they run Python), other output types, and
-Jinja2 that the sandbox does not allow. Such tasks run through the library itself (`lm_eval`, the extra `eval`).
+`include` of a file in the same folder. Refused, with a line that says what: `!function` and `class` (they run Python),
+other output types, and Jinja2 that the sandbox does not allow. Such tasks run through the library itself (`lm_eval`,
+the extra `eval`).
 
 Differs: a prompt's trailing spaces are dropped here and its answer starts with the delimiter; lm-evaluation-harness
 moves them to the answer when it tokenises, which gives the same tokens for one space.

@@ -23,8 +23,9 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.prompt.metering import (
@@ -336,5 +337,7 @@ def _instrument(tree: nodes.Template, is_value: bool) -> nodes.Template:
     return tree
 
 
-def _filtered(expression: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno).set_environment(_ENVIRONMENT)
+def _filtered(expression: nodes.Node, name: str) -> nodes.Filter:
+    filtered = nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno)
+    filtered.set_environment(_ENVIRONMENT)
+    return filtered

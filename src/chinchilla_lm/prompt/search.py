@@ -2,10 +2,10 @@
 
 An arm is a template with one draw of demonstrations; every rule that shares its forward passes is scored from the same
 numbers and costs nothing more. All arms answer a few dev items; the better half goes on with twice as many; and so on
-until one is left or the budget of scored items is spent. Arms are compared on the same items, so that item luck cancels.
+until one is left or the budget of scored items is spent. Arms are compared on the same items, so item luck cancels.
 
-The search is given dev items' numbers and a callable and nothing else: it cannot see a test item. The winner's dev score
-is the best of many and therefore too good; the figure to report is the one on the test set.
+The search is given dev items' numbers and a callable and nothing else: it cannot see a test item. The winner's dev
+score is the best of many and therefore too good; the figure to report is the one on the test set.
 
 Source: Karnin, Koren and Somekh 2013, "Almost Optimal Exploration in Multi-Armed Bandits" (sequential halving).
 """
