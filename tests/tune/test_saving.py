@@ -65,7 +65,8 @@ def test_the_pipeline_on_the_folder_equals_the_tuned_model(tiny_folder, sentimen
     model, task, config = make_run(tiny_folder(kind), sentiment_rows, **settings)
     expected = probabilities(task, model, sentiment_rows)
     save_tuned(model, task, tmp_path / "model", config)
-    for side in ("right", "left"):
+    # Learned positions count from the first token, padding or not: transformers is wrong there with left padding.
+    for side in ("right",) if kind in ("gpt2", "bert") else ("right", "left"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", padding_side=side)
         got = ask_pipeline(tmp_path / "model", sentiment_rows, task.labels, tokenizer=tokenizer)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
@@ -102,8 +103,11 @@ def test_peft_loads_the_adapter_with_head_and_labels(tiny_folder, sentiment_rows
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     base.config.pad_token_id = tokenizer.pad_token_id
-    batch = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        got = loaded(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits.softmax(dim=-1)
+    with (
+        torch.no_grad()
+    ):  # one by one: behind virtual embeddings transformers finds no padding and reads the last place
+        texts = [tokenizer(row["text"], return_tensors="pt") for row in rows]
+        asked = [{name: text[name] for name in ("input_ids", "attention_mask")} for text in texts]
+        got = torch.cat([loaded(**each).logits for each in asked]).softmax(dim=-1)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
     assert described["labels"] == ["negative", "positive"]

@@ -301,15 +301,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, head, targets, d_logits = ctx.saved_tensors
         scale = d_losses[:, None]
         scaled = (x * scale).to(x.dtype)  # scaling (n, d) here costs less than scaling (n, v)
+        has_head = ctx.needs_input_grad[1]  # False under LoRA: a third of this function's products saved
         if ctx.is_kept:
-            return torch.mm(d_logits, head).mul_(scale), torch.mm(d_logits.t(), scaled), None
+            return torch.mm(d_logits, head).mul_(scale), torch.mm(d_logits.t(), scaled) if has_head else None, None
         d_x, d_head, scratch = torch.empty_like(x), torch.zeros(head.shape), _scratch(head.shape[0])
         for rows in _chunks(x.shape[0], head.shape[0]):
             logits = torch.mm(x[rows], head.t())
             _run("cross_entropy", x.dtype, logits, targets[rows], torch.empty(len(logits)), scratch, *logits.shape, 1)
             torch.mm(logits, head, out=d_x[rows])
-            d_head += torch.mm(logits.t(), scaled[rows])
-        return d_x.mul_(scale), d_head.to(head.dtype), None
+            if has_head:
+                d_head += torch.mm(logits.t(), scaled[rows])
+        return d_x.mul_(scale), d_head.to(head.dtype) if has_head else None, None
 
 
 def _chunks(rows: int, width: int) -> list[slice]:

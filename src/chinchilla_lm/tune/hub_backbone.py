@@ -54,6 +54,7 @@ class HubBackbone(nn.Module):
         module: AutoModelForCausalLM, AutoModelForSeq2SeqLM or, for an encoder, AutoModel (replaced by `adopt_head`).
         read_states: what computes hidden states from (ids, mask) in place of the module's body; None: the body. peft's
             virtual tokens come in here.
+        write: what generates in place of the module's `generate`; None: the module.
     """
 
     form: Literal["own", "hub"] = "hub"
@@ -79,6 +80,7 @@ class HubBackbone(nn.Module):
         self.vocab = int(config.vocab_size)
         self.context = _context_of(config)
         self.read_states: Callable[[Tensor, Tensor], Tensor] | None = None
+        self.write: Callable[..., Tensor] | None = None
 
     @property
     def body(self) -> nn.Module:
@@ -207,8 +209,7 @@ class HubBackbone(nn.Module):
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
     def _output_embeddings(self) -> Any:
-        found = cast(Any, self.module).get_output_embeddings() or cast(Any, self.module).get_input_embeddings()
-        return found
+        return cast(Any, self.module).get_output_embeddings() or cast(Any, self.module).get_input_embeddings()
 
     def _has_plain_head(self) -> bool:
         """Whether logits are the output matrix times the states, without a transformation after it."""
@@ -262,7 +263,7 @@ class HubBackbone(nn.Module):
             ids_bt, mask_bt = _moved_left(ids_bt, mask_bt, filler)
         ends = [*stops] or [int(cast(int, self.tokenizer.eos_token_id))]
         with self._precision():
-            out_bt = cast(Any, self.module).generate(
+            out_bt = (self.write or cast(Any, self.module).generate)(
                 input_ids=ids_bt.to(self.device),
                 attention_mask=mask_bt.to(self.device),
                 max_new_tokens=max_tokens,
@@ -370,8 +371,8 @@ def open_top_blocks(backbone: HubBackbone, blocks: int) -> None:
 
 
 def mask_of(ids_bt: Tensor, lengths_b: Tensor) -> Tensor:
-    """1 where a position is real, 0 where it is padding, int64 (b, t): by length, never by looking for a padding id."""
-    return (torch.arange(ids_bt.shape[1], device=ids_bt.device) < lengths_b[:, None]).long()
+    """1 where a position is real, 0 where it is padding, int64, shaped as the ids: by length, never by a padding id."""
+    return (torch.arange(ids_bt.shape[-1], device=ids_bt.device) < lengths_b[..., None]).long()
 
 
 def _kind_of(config: Any) -> Kind:

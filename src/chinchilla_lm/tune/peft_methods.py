@@ -56,6 +56,8 @@ def add_peft(backbone: HubBackbone, config: TuneConfig) -> None:
     is_virtual = config.method in ("prompt", "prefix")
     if is_virtual and backbone.kind != "causal":
         raise ConfigError(f'method "{config.method}" is for decoders, this is an {backbone.kind}; choose lora or ia3')
+    if is_virtual and not backbone._has_plain_head():
+        raise ConfigError(f'method "{config.method}" does not fit a model that transforms its logits; choose lora')
     module: Any = backbone.module
     before = {id(parameter) for parameter in module.parameters()}
     with torch.random.fork_rng(devices=[]):
@@ -69,6 +71,7 @@ def add_peft(backbone: HubBackbone, config: TuneConfig) -> None:
     if is_virtual:
         backbone.add_module("prompt_encoder", wrapped.prompt_encoder)
         backbone.read_states = _virtual_states(backbone, wrapped, config)
+        backbone.write = _write_alone(wrapped)
     added = [p for p in backbone.parameters() if id(p) not in before]
     backbone.__dict__["added_parameters"] = added
 
@@ -178,6 +181,25 @@ def _virtual_states(backbone: HubBackbone, wrapped: Any, config: TuneConfig) -> 
         return body(inputs_embeds=x_bsd, attention_mask=mask_bs, use_cache=False).last_hidden_state[:, count:]
 
     return read_states
+
+
+def _write_alone(wrapped: Any) -> Any:
+    """One text at a time through peft: padding between virtual tokens and a text would shift its positions."""
+
+    def write(input_ids: Tensor, attention_mask: Tensor, eos_token_id: list[int], **settings: Any) -> Tensor:
+        width, answers = input_ids.shape[1], []
+        for ids_t, mask_t in zip(input_ids, attention_mask.bool(), strict=True):
+            text = ids_t[mask_t][None]
+            mask = torch.ones_like(text)
+            out = wrapped.generate(input_ids=text, attention_mask=mask, eos_token_id=eos_token_id, **settings)
+            answers.append(out[0, text.shape[1] :])
+        written = input_ids.new_full((len(answers), width + max(map(len, answers))), eos_token_id[0])
+        written[:, :width] = input_ids
+        for row, answer in enumerate(answers):
+            written[row, width : width + len(answer)] = answer
+        return written
+
+    return write
 
 
 def _head_name(module: Any, hub_class: str) -> str:
