@@ -138,7 +138,7 @@ def test_the_first_sentence_says_the_metric_before_and_after_with_its_test(tmp_p
     assert said.sentences[0] == (
         "SmolLM2-135M-Instruct after LoRA on 400 rows: accuracy on 300 test rows went from 78.0 % to 90.3 %."
     )
-    assert said.sentences[1] == "That is +12.3 points (95 %: +8.0 to +16.7 points, p < 0.001): better than before."
+    assert said.sentences[1] == "That is +12.3 points (95 %: +8.0 to +16.7, p < 0.001): better than before."
 
 
 @pytest.mark.parametrize(

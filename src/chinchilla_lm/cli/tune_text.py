@@ -23,8 +23,8 @@ def tune_lines(run_dir: Path) -> list[str]:
     rows = metric_rows(run)[:MOST_METRICS]
     width = max([12, *(len(row["name"]) for row in rows)])
     if rows:
-        lines.append(f"{'':{width}}  {'before':>9}  {'after':>9}  {'difference':>13}")
-    lines += [f"{row['name']:{width}}  {row['before']:>9}  {row['after']:>9}  {row['change']:>13}" for row in rows]
+        lines.append(f"{'':{width}}  {'before':>9}  {'after':>9}  {'points':>9}")
+    lines += [f"{row['name']:{width}}  {row['before']:>9}  {row['after']:>9}  {row['change']:>9}" for row in rows]
     lines.append("")
     for name, value, remark in tiles(run):
         if name in ("Rows trained on", "Training time", "Peak memory", "Parameters learned"):

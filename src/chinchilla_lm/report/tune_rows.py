@@ -14,7 +14,7 @@ from chinchilla_lm.core.units import format_bytes, format_count, format_flops, f
 from chinchilla_lm.report.rundir import is_number
 from chinchilla_lm.report.tune_charts import dumbbell
 from chinchilla_lm.report.tune_record import SPLITS, Record, TuneRun
-from chinchilla_lm.report.tune_words import is_share, metric_name, write, write_change
+from chinchilla_lm.report.tune_words import is_share, metric_name, write, write_points
 
 MOST_EXAMPLES = 12
 """Of each kind on the page."""
@@ -57,7 +57,7 @@ def metric_rows(run: TuneRun) -> list[dict[str, Any]]:
                 "is_primary": name == run.metric,
                 "before": write(name, old),
                 "after": write(name, new),
-                "change": write_change(name, None if old is None or new is None else new - old),
+                "change": write_points(name, None if old is None or new is None else new - old),
                 "picture": dumbbell(old, new, 0.0, 1.0) if is_drawn else None,
             }
         )

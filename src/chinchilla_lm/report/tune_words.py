@@ -151,6 +151,11 @@ def write_change(metric: str, change: float | None) -> str:
     return f"{100 * change:+.1f} points" if is_share(metric) else f"{change:+.2f}"
 
 
+def write_points(metric: str, change: float | None) -> str:
+    """Write a difference without its unit, for a column that names it: `+12.3`."""
+    return write_change(metric, change).removesuffix(" points")
+
+
 def write_p(value: Any) -> str:
     """Write a p-value: `p < 0.001`, `p = 0.034`."""
     if not is_number(value):
@@ -246,7 +251,7 @@ def _difference_sentence(run: TuneRun, verdict: Verdict) -> str:
     low, high = paired.get("low"), paired.get("high")
     if not (is_number(low) and is_number(high)):
         return f"That is {change}; no paired test was recorded."
-    ends = f"{level_of(paired)}: {write_change(metric, low).removesuffix(' points')} to {write_change(metric, high)}"
+    ends = f"{level_of(paired)}: {write_points(metric, low)} to {write_points(metric, high)}"
     p_text = write_p(paired.get("p_value"))
     said = {
         "better": "better than before.",
