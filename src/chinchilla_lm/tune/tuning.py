@@ -181,6 +181,18 @@ def draw_rows(rows: list[dict[str, Any]], count: int | None, seed: int) -> list[
     return [rows[i] for i in sorted(order[:count])]
 
 
+def prepare_lesson(config: TuneConfig, splits: Splits) -> tuple[Task, Lesson]:
+    """Load a config's model and prepare its training alone; a search and a learning curve compare many of these.
+
+    Returns:
+        (the task, what `learning.learn` takes; its config is resolved).
+    """
+    torch.set_num_threads(config.threads)
+    run, backbone = _prepare(config, splits)
+    _, lesson = _make_lesson(run, backbone, splits, has_start=False)
+    return run.task, lesson
+
+
 # Stages
 
 
