@@ -28,6 +28,7 @@ from chinchilla_lm.tune.generative import (
     measure_answers_written,
     price_answers,
     stop_tokens,
+    validation_written,
     write_answers,
 )
 from chinchilla_lm.tune.packing import pack_examples, packed_token_losses, packing_obstacle
@@ -170,6 +171,10 @@ class CompletionTask:
             }
             for index, row in enumerate(rows)
         ]
+
+    def predict_validation(self, model: TunedModel, rows: Sequence[Row]) -> list[Prediction]:
+        """As `predict`, with as many written answers as a choice of the best checkpoint needs."""
+        return self.predict(model, rows, most_written=validation_written(self.name))
 
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """The task's measures of what was written, and loss, perplexity and bits per byte of the given answers."""

@@ -34,6 +34,7 @@ from chinchilla_lm.tune.generative import (
     measure_answers_written,
     price_answers,
     stop_tokens,
+    validation_written,
     write_answers,
 )
 from chinchilla_lm.tune.prompts_generative import script_of
@@ -150,6 +151,10 @@ class DialogueTask:
             for index, row in enumerate(rows)
         ]
 
+    def predict_validation(self, model: TunedModel, rows: Sequence[Row]) -> list[Prediction]:
+        """As `predict`, with as many written answers as a choice of the best checkpoint needs."""
+        return self.predict(model, rows, most_written=validation_written(self.name))
+
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """Loss of all assistant turns; chrF and BLEU of the written replies, and how varied they are."""
         gold = [
@@ -171,6 +176,7 @@ class DialogueTask:
             "max_tokens": self.max_tokens,
             "max_new_tokens": self.max_new_tokens,
             "is_packed": self.is_packed,
+            "head": "generative",
         } | self.turn_counts
 
 

@@ -29,6 +29,7 @@ from chinchilla_lm.tune.generative import (
     measure_answers_written,
     price_answers,
     stop_tokens,
+    validation_written,
     write_answers,
 )
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
@@ -124,6 +125,10 @@ class Seq2SeqTask:
             }
             for index, row in enumerate(rows)
         ]
+
+    def predict_validation(self, model: TunedModel, rows: Sequence[Row]) -> list[Prediction]:
+        """As `predict`, with as many written answers as a choice of the best checkpoint needs."""
+        return self.predict(model, rows, most_written=validation_written(self.name))
 
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """The task's measures of what was written, and loss, perplexity and bits per byte of the given answers."""
