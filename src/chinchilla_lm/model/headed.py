@@ -162,7 +162,7 @@ def load_headed_model(folder: Path) -> HeadedModel:
                 if name in targets:
                     targets[name].copy_(weights.get_tensor(name))
     if kind == "Model" and (folder / OWN_HEAD_FILE).is_file():
-        head = _read_own_head(folder / OWN_HEAD_FILE)
+        head = read_own_head(folder / OWN_HEAD_FILE)
     problem_type = config.get("problem_type")
     return HeadedModel(
         trunk=trunk.eval(),
@@ -205,7 +205,12 @@ def _trunk_tensors(trunk: Transformer, kind: str) -> dict[str, Tensor]:
     return {_TRUNKS[kind] + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
 
-def _read_own_head(path: Path) -> dict[str, Tensor]:
+def read_own_head(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of head.safetensors, float32.
+
+    Raises:
+        ModelError: it is not whole.
+    """
     try:
         with safe_open(path, framework="pt") as weights:
             return {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118

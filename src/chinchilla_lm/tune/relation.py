@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,9 @@ class Relation:
 
     def collate(self, items: Sequence[Item]) -> tuple[np.ndarray[Any, Any], ...]:
         """(ids_bt, lengths_b, places_bm, labels_b); without labels in prediction."""
-        ids_bt, lengths_b = pad_rows([item.ids.tolist() for item in items], int(self._tokenizer.pad_token_id or 0))
+        ids_bt, lengths_b = pad_rows(
+            [item.ids.tolist() for item in items], int(cast(int, self._tokenizer.pad_token_id))
+        )
         arrays = [ids_bt, lengths_b, np.stack([item.targets["places"] for item in items])]
         if "label" in items[0].targets:
             arrays.append(np.stack([item.targets["label"] for item in items]))

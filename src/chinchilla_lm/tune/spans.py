@@ -11,7 +11,7 @@ Axes: b windows, t positions, d width, c context tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -122,7 +122,9 @@ class Spans:
 
     def collate(self, items: Sequence[Item]) -> tuple[np.ndarray[Any, Any], ...]:
         """(ids_bt, lengths_b, spans_b3, answers_b2): first context token, their end, null position; first, last."""
-        ids_bt, lengths_b = pad_rows([item.ids.tolist() for item in items], int(self._tokenizer.pad_token_id or 0))
+        ids_bt, lengths_b = pad_rows(
+            [item.ids.tolist() for item in items], int(cast(int, self._tokenizer.pad_token_id))
+        )
         arrays = [ids_bt, lengths_b, np.stack([item.targets["span"] for item in items])]
         if "answer" in items[0].targets:
             arrays.append(np.stack([item.targets["answer"] for item in items]))
@@ -184,7 +186,7 @@ class Spans:
         room = min(self._max_tokens, backbone.context - _ZERO_SHOT_TOKENS)
         prompts = [self._zero_shot_prompt(row, room) for row in rows]
         answers = backbone.generate(prompts, _ZERO_SHOT_TOKENS, stops)
-        texts = [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+        texts = [cast(str, self._tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
         return [_nothing() | {"text": (text.strip().splitlines() or [""])[0].strip()} for text in texts]
 
     def describe(self) -> dict[str, Any]:
@@ -268,7 +270,7 @@ def make_spans(config: TuneConfig, train_rows: Sequence[Row], backbone: Backbone
         template=config.template,
         has_unanswerable=any(not row["answers"] for row in train_rows),
         longest_answer=_longest_answer(backbone, train_rows),
-        max_tokens=min(config.max_tokens or MAX_TOKENS, MAX_TOKENS),
+        max_tokens=config.max_tokens or MAX_TOKENS,
         dropout=HEAD_DROPOUT if config.dropout is None else config.dropout,
     )
 

@@ -13,7 +13,7 @@ Axes: b rows (windows), t positions, d width, u units of a window, k tags.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,9 @@ class Tagging:
 
     def collate(self, items: Sequence[Item]) -> tuple[np.ndarray[Any, Any], ...]:
         """(ids_bt, lengths_b, units_bt, tags_bu): -1 for a position that speaks for no unit, -100 for no tag."""
-        ids_bt, lengths_b = pad_rows([item.ids.tolist() for item in items], int(self._tokenizer.pad_token_id or 0))
+        ids_bt, lengths_b = pad_rows(
+            [item.ids.tolist() for item in items], int(cast(int, self._tokenizer.pad_token_id))
+        )
         units_bt, _ = pad_rows([item.targets["units"].tolist() for item in items], -1)
         none = np.zeros(0, np.int64)
         tags_bu, _ = pad_rows([item.targets.get("tags", none).tolist() for item in items], IGNORED)
@@ -160,6 +162,7 @@ class Tagging:
             "pooling": self._pooling,
             "joiner": self._joiner,
             "max_tokens": self._max_tokens,
+            "is_causal": self._is_causal,
             "decoding": "Viterbi under IOB2",
             "zero_shot": 'none; a tagger that always says "O" has F1 0',
             "pipeline": self._pipeline(),
