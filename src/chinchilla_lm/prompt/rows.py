@@ -150,10 +150,23 @@ def _relation_fields(text: str, head: Sequence[int], tail: Sequence[int]) -> dic
         # A content-free row has an empty text, and spans that hold all of it.
         if len(span) != 2 or not 0 <= span[0] <= span[1] <= len(text) or (text and span[0] == span[1]):
             raise DataError(f"{name} = {list(span)} is no span of {len(text)} characters; write [start, end)")
-    marked = text
-    for start, end, mark in sorted(((*head, "e1"), (*tail, "e2")), reverse=True):
-        marked = f"{marked[:start]}<{mark}>{marked[start:end]}</{mark}>{marked[end:]}"
+    marked = _marked_text(text, (head, tail)) if text else "<e1></e1><e2></e2>"
     return {"head_text": text[head[0] : head[1]], "tail_text": text[tail[0] : tail[1]], "marked": marked}
+
+
+def _marked_text(text: str, spans: Sequence[Sequence[int]]) -> str:
+    """Put <e1>, </e1>, ... around spans, the longer one outside where one holds the other."""
+    marks = []
+    for number, (start, end) in enumerate(spans, start=1):
+        # At one place: ends before beginnings; of two beginnings the longer span's first, of two ends its last.
+        marks.append((start, 1, -end, number, f"<e{number}>"))
+        marks.append((end, 0, -start, -number, f"</e{number}>"))
+    marked = ""
+    done = 0
+    for place, *_, mark in sorted(marks):
+        marked += text[done:place] + mark
+        done = place
+    return marked + text[done:]
 
 
 def _places(tokens: Sequence[str], wanted: str) -> list[tuple[int, int]]:
