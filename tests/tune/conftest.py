@@ -124,7 +124,10 @@ def make_tokenizer(family: str) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=template[0], pair=template[1], special_tokens=used
         )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CONTEXT, **roles)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"] if family == "bert" else ["input_ids", "attention_mask"]
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=CONTEXT, model_input_names=inputs, **roles
+    )
     wrapped.padding_side = "right"
     return wrapped
 

@@ -227,7 +227,8 @@ def price_continuations(
         prefix: at least one token.
         continuations: k of them, at least one token each.
     """
-    assert len(prefix) >= 1 and all(len(each) >= 1 for each in continuations), "a choice without tokens"
+    assert prefix, "a prefix without tokens"
+    assert all(continuations), "a continuation without tokens"
     rows = [[*prefix, *each] for each in continuations]
     targets = [[IGNORED] * (len(prefix) - 1) + list(each) for each in continuations]
     filler = int(cast(int, backbone.tokenizer.pad_token_id))

@@ -60,6 +60,12 @@ class TaskBatches:
         epoch, place = divmod(step, self.steps_per_epoch)
         return self._collate([self._items[i] for i in self._order(epoch)[place]])
 
+    def tokens_until(self, step: int) -> int:
+        """Tokens read by the first `step` updates, without padding."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        part = sum(int(self._lengths[batch].sum()) for batch in (self._draw(epochs)[:rest] if rest else ()))
+        return epochs * int(self._lengths.sum()) + part
+
     def _order(self, epoch: int) -> list[np.ndarray[Any, Any]]:
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._draw(epoch))

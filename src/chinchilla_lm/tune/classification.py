@@ -311,7 +311,7 @@ def mean_states(x_btd: Tensor, lengths_b: Tensor) -> Tensor:
 
 
 def language_of(texts: Sequence[str]) -> str:
-    """ "zh" where a fifth of the characters are Chinese, else "en"."""
+    """Return "zh" where a fifth of the characters are Chinese, else "en"."""
     sample = "".join(texts[:200])
     chinese = sum("\u4e00" <= character <= "\u9fff" for character in sample)
     return "zh" if chinese > _CHINESE_SHARE * max(1, len(sample)) else "en"

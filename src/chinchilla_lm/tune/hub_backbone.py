@@ -12,8 +12,8 @@ Axes: b rows, t positions of the input, u positions of an answer, n chosen posit
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -178,17 +178,18 @@ class HubBackbone(nn.Module):
 
         named = {} if not labels else {"id2label": dict(enumerate(labels)), "label2id": _numbered(labels)}
         try:
-            full, loading = getattr(transformers, hub_class).from_pretrained(
-                self.folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # a folder already tuned may have a head of other labels
-                **named,
-                **settings,
-            )
+            with _quiet():
+                full, loading = getattr(transformers, hub_class).from_pretrained(
+                    self.folder,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # a folder already tuned may have a head of other labels
+                    **named,
+                    **settings,
+                )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelError(f"{self.folder} cannot be used as {hub_class} ({reason}); choose another model") from None
@@ -314,7 +315,6 @@ def load_hub_backbone(
     """
     import transformers  # seconds to import
 
-    transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         kind = _kind_of(config)
@@ -327,14 +327,15 @@ def load_hub_backbone(
         }
         if mask.kind == "bidirectional":
             config.is_causal = False
-        module = getattr(transformers, names[kind]).from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
+        with _quiet():
+            module = getattr(transformers, names[kind]).from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{folder} is not read by transformers ({reason}); save it with save_pretrained") from None
@@ -373,6 +374,22 @@ def open_top_blocks(backbone: HubBackbone, blocks: int) -> None:
 def mask_of(ids_bt: Tensor, lengths_b: Tensor) -> Tensor:
     """1 where a position is real, 0 where it is padding, int64, shaped as the ids: by length, never by a padding id."""
     return (torch.arange(ids_bt.shape[-1], device=ids_bt.device) < lengths_b[..., None]).long()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing bars and reports of new weights, which a head always has."""
+    from transformers.utils import logging
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def _kind_of(config: Any) -> Kind:

@@ -44,9 +44,10 @@ def add_prompt(
         ConfigError: the template has no {text}, or one twice, or an unknown field in braces.
     """
     pieces = split_template(template)
-    spaced, plain = (_wrap(tokenizer, pieces, has_space=has_space) for has_space in (True, False))
-    if not any(literal.endswith(" ") for literal, name in pieces if name):
-        return plain
+    plain = _wrap(tokenizer, pieces, has_space=False)
+    if not all(literal.endswith(" ") for literal, name in pieces if name):
+        return plain  # a space before some fields only is a token of the prompt's own
+    spaced = _wrap(tokenizer, pieces, has_space=True)
     rows = [*samples[:32], {"text": _SAMPLE, "text_pair": _SAMPLE}]
     return max((spaced, plain), key=lambda made: sum(_agrees(tokenizer, made, template, row) for row in rows))
 
@@ -103,7 +104,7 @@ def _wrap(
     pair: list[str] = []
     special: list[dict[str, Any]] = []
     lead = _leading_specials(tokenizer)
-    ids_of_pieces = _piece_ids(tokenizer, pieces)
+    ids_of_pieces = _piece_ids(tokenizer, pieces, has_space=has_space)
     for index, (ids, (_, name)) in enumerate(zip(ids_of_pieces, pieces, strict=True)):
         ids = [*lead, *ids] if index == 0 else ids
         if ids:
@@ -136,8 +137,10 @@ def _leading_specials(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return []
 
 
-def _piece_ids(tokenizer: PreTrainedTokenizerFast, pieces: list[tuple[str, str | None]]) -> list[list[int]]:
-    """The ids of each literal piece as they are within the whole prompt, without the space before a field."""
+def _piece_ids(
+    tokenizer: PreTrainedTokenizerFast, pieces: list[tuple[str, str | None]], *, has_space: bool
+) -> list[list[int]]:
+    """The ids of each literal piece as they are within the whole prompt; with `has_space`, the field has the space."""
     text, spans = "", []
     for literal, name in pieces:
         start = len(text)
@@ -146,13 +149,14 @@ def _piece_ids(tokenizer: PreTrainedTokenizerFast, pieces: list[tuple[str, str |
         text += _SAMPLE if name else ""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     found = []
-    for start, end in spans:
+    for (start, end), (literal, name) in zip(spans, pieces, strict=True):
         inside = [
             token
             for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
             if start <= first and last <= end and first < last
         ]
-        found.append(inside)
+        blank = literal[len(literal.rstrip(" ")) :] if name and not has_space else ""
+        found.append([*inside, *(tokenizer(blank, add_special_tokens=False)["input_ids"] if blank else ())])
     return found
 
 

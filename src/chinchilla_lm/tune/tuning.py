@@ -134,6 +134,7 @@ def tune(config: TuneConfig, display: Display | None = None) -> TuneResult:
     save_tuned(model, run.task, folder / "model", run.config)
     record = _record(replace(run, config=lesson.config), splits, (before, after), (state, warnings))
     record["backbone"] = backbone.form
+    record["cost"]["tokens"] = lesson.batches.tokens_until(state.step)
     record["cost"]["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     write_json(folder / "tune.json", record)
     display.stage("done", f"{record['metric']} {record['metrics_after'][record['metric']]:.4g}")
@@ -360,7 +361,7 @@ def _record(
         "cost": {
             "seconds": state.elapsed_seconds,
             "train_seconds": state.train_seconds,
-            "tokens": state.tokens,
+            "targets": state.tokens,
             "updates": state.step,
             "peak_rss_bytes": peak_rss_bytes(),
         },
