@@ -23,6 +23,7 @@ from chinchilla_lm.report.tune_charts import reliability_chart, strip_chart, tun
 from chinchilla_lm.report.tune_page import render_tune_page, write_tune_page
 from chinchilla_lm.report.tune_record import read_tune_run
 from chinchilla_lm.report.tune_rows import answer_text, changed_examples, class_rows, confusion_rows, entity_text
+from chinchilla_lm.report.tune_use import load_lines
 from chinchilla_lm.report.tune_words import headline, is_share, notes, write, write_change, write_p
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'--><!--{{7*7}} &amp;"
@@ -312,3 +313,33 @@ def test_the_report_needs_no_torch():
         "sys.exit(1 if {'torch', 'transformers'} & set(sys.modules) else 0)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "hub_class", "more", "said"),
+    [
+        ("text-classification", "AutoModelForSequenceClassification", {}, 'pipeline("text-classification"'),
+        (
+            "token-classification",
+            "AutoModelForTokenClassification",
+            {"describe": {"pipeline": {"aggregation_strategy": "first", "is_exact": True}}},
+            'aggregation_strategy="first"',
+        ),
+        ("relation-extraction", "AutoModel", {}, "load_deployed"),
+        ("question-answering", "AutoModelForQuestionAnswering", {}, "load_deployed"),
+        ("dialogue", "AutoModelForCausalLM", {}, '"role": "user"'),
+        ("translation", "AutoModelForSeq2SeqLM", {}, "AutoModelForSeq2SeqLM.from_pretrained"),
+        (
+            "translation",
+            "AutoModelForCausalLM",
+            {"describe": {"template": 'Say "{source}" in Chinese: {answer}'}},
+            'tokenizer("Say \\"{source}\\" in Chinese:"',
+        ),
+        ("text-classification", "AutoModelForSequenceClassification", {"method": "prefix"}, "PeftModel"),
+    ],
+)
+def test_the_lines_that_load_a_folder_are_python_for_every_task(tmp_path, task, hub_class, more, said):
+    record = tune_record(task=task, hub_class=hub_class, **more)
+    lines = load_lines(read_tune_run(write_tune_run(tmp_path / "run", record, steps=2)))
+    compile(lines, "page", "exec")
+    assert said in lines

@@ -15,7 +15,7 @@ import chinchilla_lm
 from chinchilla_lm.report.card import fenced, markdown_text, yaml_scalar
 from chinchilla_lm.report.tune_record import TuneRun, read_tune_run
 from chinchilla_lm.report.tune_rows import cost_rows, data_rows, metric_rows, setting_rows, value_text
-from chinchilla_lm.report.tune_use import load_lines
+from chinchilla_lm.report.tune_use import load_lines, use_note
 from chinchilla_lm.report.tune_words import evaluated_on, headline, metric_name, model_name, notes, tested_words
 
 _HUB_TASKS = {
@@ -67,6 +67,7 @@ def tune_card(run_dir: Path | str) -> str:
         costs=cost_rows(run),
         template=value_text(run.table("describe").get("template") or ""),
         load=load_lines(run),
+        use_note=use_note(run),
         limit=_LIMITS.get(task, _GENERATIVE_LIMIT),
         notes=notes(run),
         version=chinchilla_lm.__version__,

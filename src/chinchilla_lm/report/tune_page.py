@@ -20,12 +20,13 @@ from chinchilla_lm.report.tune_rows import (
     class_rows,
     confusion_rows,
     cost_rows,
+    cut_text,
     data_rows,
     metric_rows,
     setting_rows,
     value_text,
 )
-from chinchilla_lm.report.tune_use import load_lines, serve_lines
+from chinchilla_lm.report.tune_use import load_lines, serve_lines, use_note
 from chinchilla_lm.report.tune_words import GLOSSARY, Headline, evaluated_on, headline, notes, tested_words, tiles
 
 _VERDICT_CSS = {"better": "inside", "worse": "outside", "open": "", "alone": ""}
@@ -80,6 +81,7 @@ def render_tune_page(run: TuneRun) -> str:
         law=run.table("learning_curve"),
         load=load_lines(run),
         serve=serve_lines(run),
+        use_note=use_note(run),
         command=tune_command(run),
         glossary=GLOSSARY,
         version=chinchilla_lm.__version__,
@@ -100,4 +102,4 @@ def _described(run: TuneRun) -> list[tuple[str, str]]:
     named = ("task", "model", "method", "backbone", "mask", "hub_class")
     rows = [(name.replace("_", " "), run.word(name)) for name in named if run.word(name)]
     inner: dict[str, Any] = dict(run.table("describe"))
-    return rows + [(str(name).replace("_", " "), value_text(value)) for name, value in inner.items()]
+    return rows + [(str(name).replace("_", " "), cut_text(value_text(value))) for name, value in inner.items()]

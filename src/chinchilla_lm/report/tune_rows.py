@@ -162,7 +162,7 @@ def answer_text(value: Any) -> str:
         if texts and all(text == _OUTSIDE or text[1:2] == "-" for text in texts):
             return _tag_text(texts)
         return " | ".join(texts) if texts else "(none)"
-    return _cut(value_text(value))
+    return cut_text(value_text(value))
 
 
 def entity_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
@@ -177,7 +177,12 @@ def entity_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
         else:
             spans[-1][1].append(token)
     named = [f"{' '.join(words)} [{kind}]" for kind, words in spans if words]
-    return _cut(", ".join(named)) or "(no entity)"
+    return cut_text(", ".join(named)) or "(no entity)"
+
+
+def cut_text(text: str) -> str:
+    """Cut a text to what a page can show at once."""
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
 def _example(each: Record) -> dict[str, str]:
@@ -188,7 +193,7 @@ def _example(each: Record) -> dict[str, str]:
         is_tags = isinstance(tokens, Sequence) and isinstance(value, Sequence) and not isinstance(value, str)
         texts[name] = entity_text(tokens, value) if is_tags and tokens is not None else answer_text(value)
     text = each.get("text") if each.get("text") is not None else " ".join(map(str, tokens or ()))
-    return {"row": str(each.get("row", "")), "text": _cut(str(text)), **texts}
+    return {"row": str(each.get("row", "")), "text": cut_text(str(text)), **texts}
 
 
 def _kind(each: Record) -> str:
@@ -216,7 +221,3 @@ def _tag_text(tags: Sequence[str]) -> str:
 def _numbers(value: Any) -> dict[str, float]:
     entries = value.items() if isinstance(value, Mapping) else ()
     return {str(name): float(number) for name, number in entries if is_number(number)}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
