@@ -1,7 +1,7 @@
 """Is a demonstration also a test item? Equal and nearly equal texts are found, exactly and fast.
 
 Two texts are nearly equal when, after Unicode NFKC, case folding and removal of everything but letters and digits, they
-are equal or the sets of their 5-character pieces have a Jaccard similarity of 0.8 or more. Such a demonstration would
+are equal or the sets of their 5-character pieces have a Jaccard similarity of 0.7 or more. Such a demonstration would
 show the model the answer; it is never used.
 
 The search is exact: of a set A, a set B with |A and B| / |A or B| >= t shares at least one of A's |A| - ceil(t |A|) + 1
@@ -15,9 +15,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-# Near copies (another spelling, a comma, "the" dropped) of sentences of 60 characters have 0.8 to 0.95; unrelated
-# sentences under 0.2.
-MIN_SIMILARITY = 0.8
+# Read on banking77 (1,500 training against all test texts, 2026-11-22): from 0.7 on the pairs are rewordings by one word
+# ("waiting on my new card to be delivered"), at 0.6 to 0.65 other questions. It refuses 40 rows there, none of SST-2's
+# and CSL's first 1,500.
+MIN_SIMILARITY = 0.7
 PIECE_CHARACTERS = 5
 
 
@@ -44,7 +45,7 @@ class TestTexts:
             text: a demonstration's input.
 
         Returns:
-            (number of the most similar test item, similarity in [0.8, 1]); None when there is none.
+            (number of the most similar test item, similarity in [0.7, 1]); None when there is none.
         """
         plain = plain_text(text)
         if plain in self._by_text:
