@@ -252,14 +252,15 @@ def config_of(line: Line, options: argparse.Namespace) -> Any:
 
 def run_line(line: Line, options: argparse.Namespace) -> None:
     """Tune, measure the baseline, append the result."""
-    from chinchilla_lm.tune.tuning import tune
     from rich.console import Console
 
     from chinchilla_lm.cli.display import StudyDisplay
     from chinchilla_lm.core.files import read_json
     from chinchilla_lm.core.records import append_record
     from chinchilla_lm.report.tune_page import write_tune_page
+    from chinchilla_lm.tune.tuning import tune
 
+    started = time.monotonic()
     config = config_of(line, options)
     with StudyDisplay(Console(stderr=True, highlight=False)) as display:
         tune(config, display)
@@ -267,8 +268,16 @@ def run_line(line: Line, options: argparse.Namespace) -> None:
     record = read_json(Path(config.out) / "tune.json")
     names = ("task", "method", "backbone", "metric", "metrics_before", "metrics_after", "intervals", "paired", "rows")
     kept = {name: record.get(name) for name in (*names, "settings", "cost", "best", "evaluated_on", "warnings")}
+    wall_seconds = time.monotonic() - started
     baseline = measure_baseline(line, config) if line.has_baseline else None
-    fields = {"name": line.name, "set": line.folder, "is_tiny": options.tiny, **kept, "baseline": baseline}
+    fields = {
+        "name": line.name,
+        "set": line.folder,
+        "is_tiny": options.tiny,
+        **kept,
+        "baseline": baseline,
+        "wall_seconds": wall_seconds,
+    }
     append_record(Path(options.out) / "results.jsonl", SCHEMA, fields, sync=True)
 
 
@@ -328,7 +337,7 @@ def row_of(record: dict[str, Any]) -> tuple[str, ...]:
         shown(paired.get("difference")) + ends(paired) if paired else "–",
         f"{p_value:.2g}" if isinstance(p_value, float) else "–",
         shown(baseline),
-        f"{(record.get('cost') or {}).get('seconds', float('nan')):.0f} s",
+        f"{record['wall_seconds']:.0f} s",
     )
 
 

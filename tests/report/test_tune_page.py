@@ -343,3 +343,18 @@ def test_the_lines_that_load_a_folder_are_python_for_every_task(tmp_path, task, 
     lines = load_lines(read_tune_run(write_tune_run(tmp_path / "run", record, steps=2)))
     compile(lines, "page", "exec")
     assert said in lines
+
+
+def test_what_twice_the_rows_would_bring_is_said_in_the_metrics_unit(tmp_path):
+    law = {
+        "level": 0.9,
+        "points": [{"rows": rows, "value": 0.95 - rows**-0.5, "low": 0.7, "high": 0.95} for rows in (50, 100, 200)],
+        "curve": [{"rows": rows, "value": 0.95 - rows**-0.5, "low": 0.7, "high": 0.95} for rows in (50, 400)],
+        "doubled": {"rows": 400, "value": 0.9, "low": 0.88, "high": 0.92},
+        "gain": {"value": 0.021, "low": 0.004, "high": 0.04},
+        "form": "error = floor + scale * rows^-exponent",
+        "constants": {"floor": 0.05},
+    }
+    page = page_of(write_tune_run(tmp_path / "run", tune_record(learning_curve=law)))
+    assert "Twice the rows (400) should bring +2.1 points (90 %: +0.4 to +4.0)." in page
+    assert 'id="fig-rows-law"' in page

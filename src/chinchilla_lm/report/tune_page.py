@@ -27,7 +27,16 @@ from chinchilla_lm.report.tune_rows import (
     value_text,
 )
 from chinchilla_lm.report.tune_use import load_lines, serve_lines, use_note
-from chinchilla_lm.report.tune_words import GLOSSARY, Headline, evaluated_on, headline, notes, tested_words, tiles
+from chinchilla_lm.report.tune_words import (
+    GLOSSARY,
+    Headline,
+    data_sentence,
+    evaluated_on,
+    headline,
+    notes,
+    tested_words,
+    tiles,
+)
 
 _VERDICT_CSS = {"better": "inside", "worse": "outside", "open": "", "alone": ""}
 _LISTED_CLASSES = 24
@@ -79,6 +88,7 @@ def render_tune_page(run: TuneRun) -> str:
         search_text=value_text,
         continual=run.table("continual"),
         law=run.table("learning_curve"),
+        data_sentence=data_sentence(run),
         load=load_lines(run),
         serve=serve_lines(run),
         use_note=use_note(run),

@@ -245,6 +245,20 @@ def notes(run: TuneRun) -> tuple[str, ...]:
     return tuple(said)
 
 
+def data_sentence(run: TuneRun) -> str:
+    """Say what twice the labels would bring; empty where no law was fitted."""
+    law = run.table("learning_curve")
+    gain, doubled = law.get("gain"), law.get("doubled")
+    if not isinstance(gain, Mapping) or not isinstance(doubled, Mapping):
+        return ""
+    numbers = [gain.get(name) for name in ("value", "low", "high")]
+    if not all(is_number(number) for number in numbers) or not is_number(doubled.get("rows")):
+        return ""
+    change, low, high = (float(number) for number in numbers if is_number(number))
+    ends = f"{level_of(law)}: {write_points(run.metric, low)} to {write_points(run.metric, high)}"
+    return f"Twice the rows ({doubled['rows']:,}) should bring {write_change(run.metric, change)} ({ends})."
+
+
 def _difference_sentence(run: TuneRun, verdict: Verdict) -> str:
     metric, paired = run.metric, run.table("paired")
     change = write_change(metric, difference_of(run))
