@@ -128,8 +128,9 @@ def tune(config: TuneConfig, display: Display | None = None) -> TuneResult:
     model, lesson = _make_lesson(run, backbone, splits, has_start=before is not None)
     display.stage("tune", f"{len(splits.train)} rows, {lesson.config.steps} updates, {config.method}")
     state, warnings = learn(lesson, _teller(display, lesson.config))
-    if hasattr(run.task, "calibrate"):  # such as the threshold of "no answer"; never on the test rows
-        run.task.calibrate(_predict(run.task, model, splits.validation, display), splits.validation)
+    calibrate = getattr(run.task, "calibrate", None)  # such as the threshold of "no answer"; never on the test rows
+    if calibrate is not None:
+        calibrate(_predict(run.task, model, splits.validation, display), splits.validation)
     display.stage("after", f"{len(splits.test)} {splits.evaluated_on} rows, weights of update {state.best_step}")
     after = _predict(run.task, model, splits.test, display)
     _write_predictions(folder, "after", splits.test, after)
