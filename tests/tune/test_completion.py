@@ -191,3 +191,40 @@ def test_an_encoder_is_told_that_it_does_not_write(tiny_folder: Callable[[str], 
     config = TuneConfig(task="translation", model=str(tiny_folder("bert")), train="a", out="b", method="full")
     with pytest.raises(ConfigError, match="needs a model that writes"):
         make_task(config, TRANSLATIONS, load_backbone(config))
+
+
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_beams_find_transformers_own_text(kind: str, form: str, tiny_folder: Callable[[str], Path]):
+    from transformers import AutoModelForCausalLM
+
+    task, model = make(tiny_folder(kind), form, max_new_tokens=8, beams=3)
+    predictions = task.predict(model, TRANSLATIONS)
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_folder(kind)).eval()
+    tokenizer = model.backbone.tokenizer
+    for row, prediction in zip(TRANSLATIONS, predictions, strict=True):
+        ids = tokenizer(task.texts.prompt(row), return_tensors="pt")
+        ends = list(task.writing.stop_ids)
+        out = theirs.generate(**ids, max_new_tokens=8, do_sample=False, num_beams=3, eos_token_id=ends)
+        text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert prediction["text"] == cut_at_stops(str(text), task.texts.stops).strip()
+
+
+@pytest.mark.parametrize(("kind", "form"), [("qwen3", "own"), ("gpt2", "hub")])
+def test_drawn_answers_depend_on_seed_and_prompt_alone(kind: str, form: str, tiny_folder: Callable[[str], Path]):
+    task, model = make(tiny_folder(kind), form, max_new_tokens=12, temperature=1.5)
+    torch.manual_seed(1)
+    first = [row["text"] for row in task.predict(model, TRANSLATIONS)]
+    state = torch.get_rng_state()
+    again = [row["text"] for row in task.predict(model, TRANSLATIONS[::-1])][::-1]
+    assert torch.equal(state, torch.get_rng_state())
+    assert first == again
+    other, _ = make(tiny_folder(kind), form, max_new_tokens=12, temperature=1.5, seed=7)
+    assert first != [row["text"] for row in other.predict(model, TRANSLATIONS)]
+
+
+def test_a_saved_hub_model_stops_where_the_tokenizer_ends(tiny_folder: Callable[[str], Path]):
+    config = TuneConfig(task="translation", model=str(tiny_folder("gpt2")), train="a", out="b", method="full")
+    backbone: Any = load_backbone(config)
+    backbone.module.generation_config.eos_token_id = 5
+    make_task(config, TRANSLATIONS, backbone)
+    assert backbone.module.generation_config.eos_token_id == [5, backbone.tokenizer.eos_token_id]

@@ -29,7 +29,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Task": (
         *("head", "pooling", "template", "label_words", "mask", "mask_blocks", "normalisation"),
-        *("max_tokens", "max_new_tokens", "is_packed"),
+        *("max_tokens", "max_new_tokens", "beams", "temperature", "is_packed"),
     ),
     "Training": (
         *("epochs", "steps", "rows", "lr", "optimizer", "schedule", "warmup", "weight_decay", "clip_norm", "dropout"),

@@ -24,6 +24,7 @@ from chinchilla_lm.tune.generative import (
     PRIMARY,
     AnswerTexts,
     choose_rows,
+    ensure_end,
     longest_answer,
     measure_answers_written,
     price_answers,
@@ -34,6 +35,7 @@ from chinchilla_lm.tune.generative import (
 from chinchilla_lm.tune.packing import pack_examples, packed_token_losses, packing_obstacle
 from chinchilla_lm.tune.prompts_generative import make_template, script_of, stop_texts
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
+from chinchilla_lm.tune.writing import make_writer, writing_of
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
@@ -100,7 +102,8 @@ class CompletionTask:
         self.encoder = PairEncoder(backbone.tokenizer, self.max_tokens)
         answer_tokens = [len(self.encoder.bare(texts.answers(row)[0])) for row in train_rows[:1000]]
         self.max_new_tokens = longest_answer(answer_tokens, config.max_new_tokens, self.max_tokens)
-        self.stop_ids = stop_tokens(backbone.tokenizer, texts.stops)
+        self.writing = writing_of(config, self.max_new_tokens, stop_tokens(backbone.tokenizer, texts.stops))
+        ensure_end(backbone)
         self.cut_counts = {"prompts_cut": 0, "answers_cut": 0, "rows_refused": 0}
 
     def encode(self, rows: Sequence[Row], *, is_training: bool) -> list[Item]:
@@ -158,7 +161,7 @@ class CompletionTask:
             backbone.tokenizer,
             prompts,
             self.texts.stops,
-            lambda batch: backbone.generate(batch, self.max_new_tokens, self.stop_ids),
+            make_writer(backbone, self.writing),
             report,
         )
         written = {index: self.texts.read(text, rows[index]) for index, text in zip(chosen, texts, strict=True)}
@@ -187,7 +190,7 @@ class CompletionTask:
 
     def describe(self) -> dict[str, Any]:
         """Template, stops, lengths, and what was cut from the training rows."""
-        limits = {"max_tokens": self.max_tokens, "max_new_tokens": self.max_new_tokens, "is_packed": self.is_packed}
+        limits = {"max_tokens": self.max_tokens, "is_packed": self.is_packed} | self.writing.describe()
         return self.texts.describe() | limits | self.cut_counts
 
     def _encode_row(self, row: Row) -> list[EncodedPair]:

@@ -83,6 +83,8 @@ class TuneConfig:
         threads: of torch on a CPU, >= 1.
         max_tokens: longest example in tokens; None: 512 or the model's context.
         max_new_tokens: longest generated answer; None: the task's own.
+        beams: of a generative task's written answers; 1: greedy, more: beam search, 1..8.
+        temperature: > 0 draws written answers' tokens, as a chat does; 0: the likeliest, the one to measure by.
         is_packed: put several completion examples in one row, isolated by a mask; for generative tasks.
         train_rows: take only this many training rows, drawn by seed; None: all.
         validation_rows: the same of the validation rows.
@@ -135,6 +137,8 @@ class TuneConfig:
     threads: int = 1
     max_tokens: int | None = None
     max_new_tokens: int | None = None
+    beams: int = 1
+    temperature: float = 0.0
     is_packed: bool = False
     train_rows: int | None = None
     validation_rows: int | None = None
@@ -166,12 +170,20 @@ class TuneConfig:
         least = {"top_k": 1, "rank": 1, "virtual_tokens": 1, "mask_blocks": 1, "rows": 1, "patience": 0, "seed": 0}
         least |= {"threads": 1, "bootstrap_draws": 100, "steps": 1, "micro_batch": 1, "evaluate_every": 1}
         least |= {"max_tokens": 2, "max_new_tokens": 1, "train_rows": 1, "validation_rows": 1, "test_rows": 1}
+        least |= {"beams": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ConfigError(f"{name} = {value} must be >= {bound}; write {bound} or more")
 
     def _check_shares(self) -> None:
+        if self.beams > 8 or (self.beams > 1 and self.temperature):  # the decoding engine has eight slots
+            raise ConfigError(
+                f"beams = {self.beams} and temperature = {self.temperature} must be 1..8 beams, or a temperature with "
+                "one; leave one of them out"
+            )
+        if not 0 <= self.temperature <= 100:
+            raise ConfigError(f"temperature = {self.temperature} must lie in [0, 100]; write 0.7, or 0.0 for greedy")
         for name in ("epochs", "lr", "clip_norm", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not value > 0:

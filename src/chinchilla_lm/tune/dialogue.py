@@ -30,6 +30,7 @@ from chinchilla_lm.tune.dialogue_tokens import encode_dialogue, ensure_chat_temp
 from chinchilla_lm.tune.generative import (
     PRIMARY,
     choose_rows,
+    ensure_end,
     longest_answer,
     measure_answers_written,
     price_answers,
@@ -39,6 +40,7 @@ from chinchilla_lm.tune.generative import (
 )
 from chinchilla_lm.tune.prompts_generative import script_of
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
+from chinchilla_lm.tune.writing import make_writer, writing_of
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
@@ -80,7 +82,8 @@ class DialogueTask:
         self.language = config.language or ("zh" if script_of(replies[:100]) == "zh" else "en")
         tokens = [len(self.tokenizer(reply, add_special_tokens=False)["input_ids"]) for reply in replies]
         self.max_new_tokens = longest_answer(tokens, config.max_new_tokens, self.max_tokens)
-        self.stop_ids = stop_tokens(self.tokenizer, ())
+        self.writing = writing_of(config, self.max_new_tokens, stop_tokens(self.tokenizer, ()))
+        ensure_end(backbone)
         self.turn_counts = {"turns_lost": 0, "rows_refused": 0, "rows_split": 0}
 
     def encode(self, rows: Sequence[Row], *, is_training: bool) -> list[Item]:
@@ -136,7 +139,7 @@ class DialogueTask:
             self.tokenizer,
             prompts,
             (),
-            lambda batch: backbone.generate(batch, self.max_new_tokens, self.stop_ids),
+            make_writer(backbone, self.writing),
             report,
         )
         by_row = {index: text.strip() for index, text in zip(written, texts, strict=True)}
@@ -174,10 +177,9 @@ class DialogueTask:
             "chat_template_is_the_models_own": self.has_own_template,
             "language": self.language,
             "max_tokens": self.max_tokens,
-            "max_new_tokens": self.max_new_tokens,
             "is_packed": self.is_packed,
             "head": "generative",
-        } | self.turn_counts
+        } | (self.writing.describe() | self.turn_counts)
 
 
 def chosen_turn(row: Row) -> int | None:

@@ -176,6 +176,21 @@ def stop_tokens(tokenizer: PreTrainedTokenizerFast, stops: Sequence[str]) -> tup
     return tuple(dict.fromkeys(ending))
 
 
+def ensure_end(backbone: Any) -> None:
+    """Let a folder saved from here stop where it learnt to: transformers' `generate` reads generation_config's ends.
+
+    Base models name another end there than their tokenizer (Qwen: <|endoftext|> against <|im_end|>). On our backbone
+    the saved folder takes the tokenizer's.
+    """
+    if backbone.form != "hub":
+        return
+    settings, end = backbone.module.generation_config, end_token_id(backbone.tokenizer)
+    named = settings.eos_token_id
+    ends = [] if named is None else [named] if isinstance(named, int) else list(named)
+    if end not in ends:
+        settings.eos_token_id = [*ends, end] if ends else end
+
+
 def by_length(things: Sequence[Any], lengths: Sequence[int], size: int) -> Iterator[list[Any]]:
     """Yield batches of at most `size` things, longest first: memory is at its most in the first batch."""
     order = sorted(range(len(things)), key=lambda index: -lengths[index])

@@ -25,6 +25,7 @@ from chinchilla_lm.tune.generative import (
     PRIMARY,
     AnswerTexts,
     choose_rows,
+    ensure_end,
     longest_answer,
     measure_answers_written,
     price_answers,
@@ -33,6 +34,7 @@ from chinchilla_lm.tune.generative import (
     write_answers,
 )
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
+from chinchilla_lm.tune.writing import make_writer, writing_of
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
@@ -56,7 +58,8 @@ class Seq2SeqTask:
         self.max_tokens = config.max_tokens or min(MAX_TOKENS, backbone.context)
         answer_tokens = [len(self._answer_ids(row)) for row in train_rows[:1000]]
         self.max_new_tokens = longest_answer(answer_tokens, config.max_new_tokens, self.max_tokens)
-        self.stop_ids = stop_tokens(self.tokenizer, ())
+        self.writing = writing_of(config, self.max_new_tokens, stop_tokens(self.tokenizer, ()))
+        ensure_end(backbone)
         self.cut_counts = {"prompts_cut": 0, "answers_cut": 0, "rows_refused": 0}
 
     def encode(self, rows: Sequence[Row], *, is_training: bool) -> list[Item]:
@@ -112,7 +115,7 @@ class Seq2SeqTask:
             self.tokenizer,
             [self._prompt_ids(rows[index])[0] for index in chosen],
             self.texts.stops,
-            lambda batch: backbone.generate(batch, self.max_new_tokens, self.stop_ids),
+            make_writer(backbone, self.writing),
             report,
         )
         written = {index: self.texts.read(text, rows[index]) for index, text in zip(chosen, texts, strict=True)}
@@ -141,7 +144,7 @@ class Seq2SeqTask:
 
     def describe(self) -> dict[str, Any]:
         """Template, lengths, and what was cut from the training rows."""
-        limits = {"max_tokens": self.max_tokens, "max_new_tokens": self.max_new_tokens}
+        limits = {"max_tokens": self.max_tokens} | self.writing.describe()
         return self.texts.describe() | limits | self.cut_counts
 
     def _prompt_ids(self, row: Row) -> tuple[list[int], bool]:
