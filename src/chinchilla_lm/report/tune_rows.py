@@ -186,14 +186,17 @@ def cut_text(text: str) -> str:
 
 
 def _example(each: Record) -> dict[str, str]:
-    tokens = each.get("tokens")
+    tokens = _words(each.get("tokens"))
     texts: dict[str, str] = {}
     for name in ("gold", "before", "after"):
-        value = each.get(name)
-        is_tags = isinstance(tokens, Sequence) and isinstance(value, Sequence) and not isinstance(value, str)
-        texts[name] = entity_text(tokens, value) if is_tags and tokens is not None else answer_text(value)
-    text = each.get("text") if each.get("text") is not None else " ".join(map(str, tokens or ()))
+        tags = _words(each.get(name))
+        texts[name] = entity_text(tokens, tags) if tokens and tags else answer_text(each.get(name))
+    text = each.get("text") if each.get("text") is not None else " ".join(tokens)
     return {"row": str(each.get("row", "")), "text": cut_text(str(text)), **texts}
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
 
 
 def _kind(each: Record) -> str:
