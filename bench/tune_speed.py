@@ -166,7 +166,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
             out=str(Path(folder) / "run"),
             template=options.template,
             method=options.method,
-            head="label-words",
+            head="fresh",  # starts from the label words' rows, and learns, as the Trainer's does
             lr=LR[options.method],
             epochs=float(options.epochs),
             rows=ROWS_A_STEP,
