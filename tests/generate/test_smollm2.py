@@ -105,9 +105,9 @@ def test_every_constrained_text_has_its_form(
 
 def test_a_rounded_copy_is_a_good_draft(parts: tuple[Engine, Tokenizer], smollm2_folder: Path) -> None:
     engine, tokenizer = parts
-    draft = Engine(load_model(smollm2_folder).eval(), slots=1, capacity=256, weights="int8")
+    draft = Engine(load_model(smollm2_folder).eval(), slots=engine.slots, capacity=256, weights="int8")
     speculator = Speculator(engine, draft, guesses=4)
     request = Request(prompt_ids=tuple(tokenizer.encode(PROMPTS[0]).ids), max_tokens=60, sampling=GREEDY, stop_ids=())
     expected = join_events(complete(engine, tokenizer, request))[0].token_ids
-    assert join_events(speculator.complete(tokenizer, request))[0].token_ids == expected
+    assert join_events(complete(engine, tokenizer, request, speculator=speculator))[0].token_ids == expected
     assert speculator.acceptance.rate > 0.7

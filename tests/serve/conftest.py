@@ -74,7 +74,7 @@ def make_folder(folder: Path, *, context: int = CONTEXT, template: str | None = 
 
 
 @contextlib.contextmanager
-def run_live(folder: Path, settings: ServerSettings, draft: Path | None = None) -> Iterator[Live]:
+def run_live(folder: Path, settings: ServerSettings, draft: str | None = None) -> Iterator[Live]:
     served = load_served_model(folder, name="tiny", limits=settings.limits, draft=draft)
     log = io.StringIO()
     server = ModelServer(make_application(served, settings, log), settings)

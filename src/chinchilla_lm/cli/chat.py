@@ -30,6 +30,7 @@ def chat(
     max_tokens: int = 512,
     sampling: SamplingOptions = _DEFAULTS,
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
+    draft: str | None = None,
 ) -> None:
     """Talk with a model in the terminal; a model without a chat template continues each text you write.
 
@@ -41,13 +42,15 @@ def chat(
         max_tokens: The most tokens of an answer.
         sampling: How the next token is chosen.
         weights: Number format of decoding; int8 is fastest and slightly less exact.
+        draft: A smaller model that guesses tokens; the text stays the same and may come sooner: a folder, "auto" for
+            the run's drafts/, or "int8" for the model's own copy with int8 weights.
     """
     from chinchilla_lm.serve.conversation import Conversation  # torch takes seconds to import
     from chinchilla_lm.serve.served_model import load_served_model
     from chinchilla_lm.serve.settings import Limits
 
     chosen = sampling.sampling()
-    served = load_served_model(model, weights=weights, limits=Limits(slots=1, queue=1))
+    served = load_served_model(model, weights=weights, limits=Limits(slots=1, queue=1), draft=draft)
     try:
         conversation = Conversation(served, sampling=chosen, max_tokens=max_tokens, system=system)
         kind = "" if conversation.is_chat else " (no chat template: it continues each text you write)"

@@ -35,6 +35,7 @@ def generate(
     *,
     max_tokens: int = 128,
     sampling: SamplingOptions = _DEFAULTS,
+    draft: str | None = None,
     json: JsonFlag = False,
 ) -> None:
     """Continue a prompt.
@@ -44,24 +45,28 @@ def generate(
         prompt: The text to continue; "" starts a new one.
         max_tokens: The most tokens to add.
         sampling: How the next token is chosen.
+        draft: A smaller model that guesses tokens; the text stays the same and may come sooner: a folder, "auto" for
+            the run's drafts/, or "int8" for the model's own copy with int8 weights.
         json: Print one JSON document: text, tokens, tokens_per_s, finish_reason.
     """
     # torch takes seconds to import
-    from chinchilla_lm.generate.completion import generate as continue_text
     from chinchilla_lm.generate.completion import stream
+    from chinchilla_lm.serve.draft import load_draft
 
     chosen = sampling.sampling()
     transformer, tokenizer, stop_ids = _load(model)
+    guesser = None if draft is None else load_draft(model, draft, transformer, tokenizer, slots=1, weights="float32")
+    pieces = stream(
+        transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=chosen, stop_ids=stop_ids, draft=guesser
+    )
     if json:
-        record = continue_text(
-            transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=chosen, stop_ids=stop_ids
-        )
+        record = _join(pieces)
         _print_json({name: getattr(record, name) for name in ("text", "tokens", "tokens_per_s", "finish_reason")})
         return
-    pieces = stream(transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=chosen, stop_ids=stop_ids)
     record = _print_pieces(pieces)
+    kept = f", {record.draft_kept} of {record.draft_guesses} guesses kept" if draft is not None else ""
     print(
-        f"{record.tokens} tokens, {record.tokens_per_s:.1f} tokens/s, finish_reason {record.finish_reason}",
+        f"{record.tokens} tokens, {record.tokens_per_s:.1f} tokens/s, finish_reason {record.finish_reason}{kept}",
         file=sys.stderr,
     )
 
@@ -135,6 +140,14 @@ def _held_out(
             f"{data} is not a prepared folder; give --corpus TEXT, or --data DIR that `chinchilla prepare` wrote"
         )
     return heldout_windows(data, transformer.shape.context, max_tokens)
+
+
+def _join(pieces: Generator[str, None, Generation]) -> Generation:
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as finished:
+            return finished.value
 
 
 def _print_pieces(pieces: Generator[str, None, Generation]) -> Generation:

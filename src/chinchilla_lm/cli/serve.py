@@ -22,7 +22,7 @@ def serve(  # noqa: PLR0913 - a command has as many arguments as options
     port: int = 8000,
     api_key_file: Path | None = None,
     name: str | None = None,
-    slots: int | None = None,
+    slots: int = 8,
     queue: int = 32,
     max_prompt_tokens: int | None = None,
     max_tokens: int | None = None,
@@ -31,7 +31,7 @@ def serve(  # noqa: PLR0913 - a command has as many arguments as options
     request_timeout: float = 300.0,
     drain_timeout: float = 30.0,
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
-    draft: Path | None = None,
+    draft: str | None = None,
     threads: int = 0,
     allow_origin: tuple[str, ...] = (),
     log_prompts: Flag = False,
@@ -44,7 +44,7 @@ def serve(  # noqa: PLR0913 - a command has as many arguments as options
         port: Port to listen on; 0 takes a free one.
         api_key_file: Keys that requests must bring, one a line; the environment's CHINCHILLA_API_KEY is one more.
         name: What clients call the model; the folder's name by default.
-        slots: Texts that are written at once; 8 by default, 1 with a draft.
+        slots: Texts that are written at once.
         queue: Requests that may wait beyond them; more are answered 429.
         max_prompt_tokens: Longest prompt; by default the model's context.
         max_tokens: Most new tokens of one text; by default the model's context.
@@ -53,7 +53,8 @@ def serve(  # noqa: PLR0913 - a command has as many arguments as options
         request_timeout: Seconds that a request may take.
         drain_timeout: Seconds that running requests may take to finish when the server is told to stop.
         weights: Number format of decoding; int8 is fastest and slightly less exact.
-        draft: A smaller model of the same sweep that guesses tokens, so that one text at a time comes sooner.
+        draft: A smaller model that guesses tokens; texts stay the same, and few at a time may come sooner: a folder,
+            "auto" for the run's drafts/, or "int8" for the model's own copy with int8 weights.
         threads: Processor cores to use; 0 takes all.
         allow_origin: Web pages of these origins may ask from a browser.
         log_prompts: Write prompts into the access log.
@@ -61,7 +62,7 @@ def serve(  # noqa: PLR0913 - a command has as many arguments as options
     from chinchilla_lm.serve.settings import Limits, ServerSettings, open_socket, read_api_keys  # as below
 
     limits = Limits(
-        slots=slots if slots is not None else 1 if draft else 8,
+        slots=slots,
         queue=queue,
         max_prompt_tokens=max_prompt_tokens,
         max_tokens=max_tokens,

@@ -2,9 +2,9 @@
 
 Each round of the worker drops what was cancelled, gives free slots to waiting choices, reads a part of the unread
 prompts (prefilling.py: a limited part, so that a long prompt does not stop the others' text), and adds one token to
-every running text. A text leaves its slot when it ends and another enters at once (continuous batching: Yu et al. 2022,
-Orca, section 3.1). What a slot has read stays there: a prompt that begins with the same tokens does not read them again,
-in that slot or, by copying, in another.
+every running text (with a draft often several: speculative.py). A text leaves its slot when it ends and another enters
+at once (continuous batching: Yu et al. 2022, Orca, section 3.1). What a slot has read stays there: a prompt that begins
+with the same tokens does not read them again, in that slot or, by copying, in another.
 
 A request's output does not depend on the others: each choice has its own random numbers, and the engine's rows are
 independent. A request that fails ends with its error; the others go on. Never speaks HTTP.
@@ -25,6 +25,7 @@ from chinchilla_lm.generate.prefilling import Part, choose_parts, read_together
 from chinchilla_lm.generate.request import QueueFull, Request
 from chinchilla_lm.generate.sequence import TextSequence
 from chinchilla_lm.generate.slots import Lane, Running, choose_slot, prompts_of, room_after
+from chinchilla_lm.generate.speculative import Speculator, take_tokens
 from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.generate.ticket import Ticket
 
@@ -40,7 +41,8 @@ class Statistics:
         finished, cancelled, failed: requests that ended so.
         prompt_tokens: tokens of admitted prompts, of which `prompt_tokens_reused` were in a cache already.
         tokens_generated: tokens chosen, end-of-text tokens included.
-        decode_steps, decode_rows: forward passes of decoding, and their rows in sum.
+        decode_steps, decode_rows: forward passes of decoding, and their texts in sum.
+        draft_guesses, draft_kept: tokens that the draft guessed, and those that were right.
     """
 
     running: int = 0
@@ -57,6 +59,8 @@ class Statistics:
     tokens_generated: int = 0
     decode_steps: int = 0
     decode_rows: int = 0
+    draft_guesses: int = 0
+    draft_kept: int = 0
 
 
 class Scheduler:
@@ -69,11 +73,13 @@ class Scheduler:
         *,
         queue_limit: int = 64,
         stop_ids: tuple[int, ...] | None = None,
+        draft: Engine | None = None,
     ) -> None:
         """Start the worker thread.
 
         Args:
             engine: used by the worker alone from now on.
+            draft: of a smaller model with the same tokenizer and as many slots, to guess tokens; texts stay the same.
             tokenizer: of the engine's model.
             queue_limit: most requests that wait for a slot, >= 0; more are refused.
             stop_ids: tokens that end a text if a request names none; None takes the tokenizer's end-of-text token.
@@ -82,6 +88,7 @@ class Scheduler:
             raise ConfigError(f"queue_limit must be >= 0, got {queue_limit}; 64 lets as many requests wait")
         self._engine, self._tokenizer, self._queue_limit = engine, tokenizer, queue_limit
         self._stop_ids = end_of_text_ids(tokenizer) if stop_ids is None else stop_ids
+        self._speculator = None if draft is None else Speculator(engine, draft)
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Ticket, deque[TextSequence]]] = deque()
         self._running: list[Running] = []
@@ -264,26 +271,28 @@ class Scheduler:
             self._fail(running, error)
 
     def _decode(self) -> None:
-        """Add one token to every text whose prompt is read."""
+        """Add one token, or more if a draft guesses right, to every text whose prompt is read."""
         ready = [running for running in self._running if running.is_prefilled]
-        lanes = [(lane, running.sequence.token_ids[-1]) for running in ready for lane in running.lanes]
+        lanes = [(lane, running) for running in ready for lane in running.lanes]
         if not lanes:
             return
         with self._changed:
             self._count(decode_steps=1, decode_rows=len(lanes))
+        guesses = {} if self._speculator is None else self._speculator.guess(ready)
         lengths = [self._engine.length(lane.slot) for lane, _ in lanes]
+        rows = [[running.sequence.token_ids[-1], *guesses.get(running, ())] for _, running in lanes]
         try:
-            logits_bv = self._engine.decode([lane.slot for lane, _ in lanes], [token for _, token in lanes])
+            logits_wv = self._engine.extend_many([lane.slot for lane, _ in lanes], rows)
         except Exception:  # one text's fault (a nan) must not end the others: each alone
             for (lane, _), length in zip(lanes, lengths, strict=True):
                 self._engine.truncate(lane.slot, length)
             for running in ready:
                 self._decode_alone(running)
             return
-        for (lane, _), logits_v in zip(lanes, logits_bv, strict=True):
-            lane.logits_v = logits_v
+        for (lane, _), rows_tv in zip(lanes, logits_wv.split([len(row) for row in rows]), strict=True):
+            lane.rows_tv = rows_tv
         for running in ready:
-            self._try_advance(running)
+            self._take(running, guesses.get(running, []))
 
     def _decode_alone(self, running: Running) -> None:
         if running.ticket.is_finished:
@@ -293,7 +302,14 @@ class Scheduler:
         except Exception as error:  # see _decode
             self._fail(running, error)
         else:
-            self._try_advance(running)
+            self._take(running, [])
+
+    def _take(self, running: Running, guesses: list[int]) -> None:
+        kept = take_tokens(self._engine, running, guesses, lambda: self._try_advance(running))
+        if guesses and self._speculator is not None:
+            self._speculator.note(len(guesses), kept)
+            with self._changed:
+                self._count(draft_guesses=len(guesses), draft_kept=kept)
 
     def _try_advance(self, running: Running) -> None:
         if running.ticket.is_finished:  # another choice of it failed just now

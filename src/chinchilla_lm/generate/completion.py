@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from chinchilla_lm.generate.request import Event, Request
 from chinchilla_lm.generate.sampling import Sampling
 from chinchilla_lm.generate.sequence import TextSequence, TokenChooser
 from chinchilla_lm.generate.slots import Lane, Running, prompts_of, room_after
+from chinchilla_lm.generate.speculative import Speculator, take_tokens
 from chinchilla_lm.generate.text import encode_prompt, end_of_text_ids
 from chinchilla_lm.generate.ticket import Ticket
 from chinchilla_lm.model.transformer import Transformer
@@ -40,6 +42,7 @@ class Generation:
         token_ids: the chosen tokens, without the end-of-text token.
         finish_reason: "stop" when the model ended the text, "length" at `max_tokens` or at the end of the context.
         tokens_per_s: tokens over wall seconds, the prompt's prefill included.
+        draft_guesses, draft_kept: tokens that a draft guessed, and those that were right.
     """
 
     text: str
@@ -47,6 +50,8 @@ class Generation:
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
     tokens_per_s: float
+    draft_guesses: int = 0
+    draft_kept: int = 0
 
 
 def generate(
@@ -57,6 +62,7 @@ def generate(
     max_tokens: int = 128,
     sampling: Sampling = DEFAULT_SAMPLING,
     stop_ids: Collection[int] | None = None,
+    draft: Engine | None = None,
 ) -> Generation:
     """Continue a prompt and return the whole text.
 
@@ -67,6 +73,7 @@ def generate(
         max_tokens: most tokens to add, >= 1; the end of the context may come first.
         sampling: how a token is chosen.
         stop_ids: tokens that end the text; None takes the tokenizer's end-of-text token.
+        draft: of a smaller model that guesses tokens; the text stays the same.
 
     Returns:
         The text and its record.
@@ -75,7 +82,7 @@ def generate(
         ModelError: the prompt fills the context, or the model's logits are not finite.
         ConfigError: max_tokens < 1.
     """
-    pieces = stream(model, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids)
+    pieces = stream(model, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids, draft=draft)
     while True:
         try:
             next(pieces)
@@ -91,6 +98,7 @@ def stream(
     max_tokens: int = 128,
     sampling: Sampling = DEFAULT_SAMPLING,
     stop_ids: Collection[int] | None = None,
+    draft: Engine | None = None,
 ) -> Generator[str, None, Generation]:
     """Continue a prompt; yield non-empty pieces of text as their characters complete, and return the record.
 
@@ -106,10 +114,11 @@ def stream(
         sampling=sampling,
         stop_ids=None if stop_ids is None else tuple(stop_ids),
     )
+    speculator = None if draft is None else Speculator(engine, draft)
     token_ids: list[int] = []
     pieces: list[str] = []
     finish_reason: Literal["stop", "length"] = "length"
-    for event in complete(engine, tokenizer, request):
+    for event in complete(engine, tokenizer, request, speculator=speculator):
         token_ids += event.token_ids
         if event.finish_reason == "stop":
             finish_reason = "stop"
@@ -122,11 +131,18 @@ def stream(
         token_ids=tuple(token_ids),
         finish_reason=finish_reason,
         tokens_per_s=len(token_ids) / (time.perf_counter() - started),
+        draft_guesses=0 if speculator is None else speculator.acceptance.proposed,
+        draft_kept=0 if speculator is None else speculator.acceptance.kept,
     )
 
 
 def complete(
-    engine: Engine, tokenizer: Tokenizer, request: Request, *, stop_ids: Sequence[int] | None = None
+    engine: Engine,
+    tokenizer: Tokenizer,
+    request: Request,
+    *,
+    stop_ids: Sequence[int] | None = None,
+    speculator: Speculator | None = None,
 ) -> Iterator[Event]:
     """Answer one request in the calling thread, its choices one after the other.
 
@@ -135,6 +151,7 @@ def complete(
         tokenizer: of the engine's model.
         request: the wish.
         stop_ids: tokens that end a text if the request names none; None takes the tokenizer's end-of-text token.
+        speculator: the engine with a draft that guesses tokens; the text stays the same.
 
     Yields:
         Events as a scheduler would give them.
@@ -156,15 +173,24 @@ def complete(
         while not running.is_prefilled:
             running.prefill(engine, engine.capacity)
         event = running.begin()
-        while True:
-            if event is not None:
-                ticket.publish(sequence, event)
-                yield from ticket.take()
-            if sequence.finish_reason is not None:
-                break
-            if sequence.token_ids:
-                running.decode(engine)
-            event = running.advance()
+        if event is not None:
+            ticket.publish(sequence, event)
+        if sequence.finish_reason is None:
+            _advance(running)
+        yield from ticket.take()
+        while sequence.finish_reason is None:
+            guesses = [] if speculator is None else speculator.guess([running]).get(running, [])
+            running.decode(engine, guesses)
+            kept = take_tokens(engine, running, guesses, partial(_advance, running))
+            if speculator is not None:
+                speculator.note(len(guesses), kept)
+            yield from ticket.take()
+
+
+def _advance(running: Running) -> None:
+    event = running.advance()
+    if event is not None:
+        running.ticket.publish(running.sequence, event)
 
 
 def decode_tokens(

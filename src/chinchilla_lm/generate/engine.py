@@ -158,7 +158,7 @@ class Engine:
         self._tokens[slot].clear()
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Make a slot hold the first `length` tokens of another, 0 <= length <= what that holds; nothing is computed."""
+        """Make a slot hold the first `length` tokens of another, 0 <= length <= what that holds."""
         assert source != target
         assert 0 <= length <= len(self._tokens[source]), (length, len(self._tokens[source]))
         self._form.copy(source, target, length)

@@ -7,6 +7,7 @@ knows what else is in a batch. Choice happens on the CPU, so that a seed means t
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -77,6 +78,15 @@ class TextSequence:
         return self._logprob_sum / max(1, self._logprob_count)
 
     @property
+    def tokens_left(self) -> int:
+        """How many more tokens it may get."""
+        return self._limit - len(self.token_ids)
+
+    def copy_chooser(self) -> TokenChooser | None:
+        """Return its rules of choice as they stand now, to be pushed on by themselves; None if a constraint is one."""
+        return self._chooser.copy() if self._matcher is None else None
+
+    @property
     def needs_prompt_logprobs(self) -> bool:
         """The prompt's logits are wanted at every position."""
         return self.request.echo and self.request.logprobs is not None
@@ -112,10 +122,7 @@ class TextSequence:
             ConfigError: the constraint and the bad words leave no token.
         """
         logits_v = logits_v.float().cpu()
-        return self.accept(self._chooser.choose(logits_v if steered_v is None else steered_v.float().cpu()), logits_v)
-
-    def accept(self, token: int, logits_v: torch.Tensor) -> Event | None:
-        """Add a token that was chosen elsewhere (speculative.py) from these logits; returns as `advance`."""
+        token = self._chooser.choose(logits_v if steered_v is None else steered_v.float().cpu())
         logprob = self._note_logprob(logits_v, token)
         if token in self._stop_ids:
             return self._finish("stop", "")
@@ -176,6 +183,16 @@ class TokenChooser:
         """Args: choice: which of a request's texts; each has its own random numbers, choice 0 those of the seed."""
         self._sampling, self._penalties, self._matcher = sampling, penalties, matcher
         self._generator = torch.Generator().manual_seed(choice_seed(sampling, choice))
+
+    def copy(self) -> TokenChooser:
+        """Return a chooser with the same past and the same random numbers to come; there must be no constraint."""
+        assert self._matcher is None
+        other = copy.copy(self)
+        other._penalties = self._penalties.copy()
+        if self._sampling.temperature != 0:
+            other._generator = torch.Generator()
+            other._generator.set_state(self._generator.get_state())
+        return other
 
     def choose(self, logits_v: torch.Tensor) -> int:
         """Choose a token from float32 logits on the CPU, and note it.

@@ -22,12 +22,16 @@ SCORED_TOKENS = 128
 
 @dataclass(eq=False)
 class Lane:
-    """A prompt in a slot: `filled` of its tokens are in the cache; `logits_v` follow the last token."""
+    """A prompt in a slot: `filled` of its tokens are in the cache; `logits_v` follow the last token.
+
+    `rows_tv` are the logits of the last pass, which read the last token and the draft's guesses after it.
+    """
 
     slot: int
     prompt_ids: tuple[int, ...]
     filled: int = 0
     logits_v: torch.Tensor | None = None
+    rows_tv: torch.Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -68,10 +72,10 @@ class Running:
         """Return the echo, if one is wanted."""
         return self.sequence.start(self.ticket.prompt_logprobs)
 
-    def decode(self, engine: Engine) -> None:
-        """Read the last token in every lane, alone: for one text, or after a batch failed."""
+    def decode(self, engine: Engine, guesses: Sequence[int] = ()) -> None:
+        """Read the last token (and guesses) in every lane, alone: for one text, or after a batch failed."""
         for lane in self.lanes:
-            lane.logits_v = engine.decode([lane.slot], self.sequence.token_ids[-1:])[0]
+            lane.rows_tv = engine.extend(lane.slot, [self.sequence.token_ids[-1], *guesses])
 
     def advance(self) -> Event | None:
         """Choose the next token from the lanes' logits."""

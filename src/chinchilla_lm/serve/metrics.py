@@ -101,6 +101,8 @@ class _SchedulerCounts:
             ("cancelled", "Requests that ended early because their client left or their time was over."),
             ("failed", "Requests that ended with an error."),
             ("decode_steps", "Forward passes of decoding."),
-            ("decode_rows", "Rows of these passes in sum."),
+            ("decode_rows", "Texts in these passes in sum."),
+            ("draft_guesses", "Tokens that the draft guessed."),
+            ("draft_kept", "Of these, right: each spared a pass."),
         ):
             yield CounterMetricFamily(f"chinchilla_{name}", words, value=getattr(counts, name))

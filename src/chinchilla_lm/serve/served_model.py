@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer
 
-from chinchilla_lm.core.errors import ChinchillaError, ConfigError, ModelError
+from chinchilla_lm.core.errors import ChinchillaError, ModelError
 from chinchilla_lm.data.tokenizer import load_tokenizer
 from chinchilla_lm.generate.batching import Scheduler
 from chinchilla_lm.generate.engine import Engine
@@ -25,7 +25,7 @@ from chinchilla_lm.model.huggingface import load_model
 from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.serve.chat_template import ChatTemplate, TemplateFailed, find_chat_template
 from chinchilla_lm.serve.classifier import Classifier, is_classifier, load_classifier
-from chinchilla_lm.serve.drafted import DraftedScheduler
+from chinchilla_lm.serve.draft import load_draft
 from chinchilla_lm.serve.model_folder import check_model_folder, find_model_folder
 from chinchilla_lm.serve.settings import Limits
 from chinchilla_lm.serve.token_text import TokenText
@@ -65,7 +65,7 @@ class ServedModel:
     token_text: TokenText
     longest_token: int
     trunk: Transformer
-    scheduler: Scheduler | DraftedScheduler | None
+    scheduler: Scheduler | None
     template: ChatTemplate | None
     classifier: Classifier | None
     lane: ThreadPoolExecutor
@@ -97,7 +97,7 @@ def load_served_model(
     name: str | None = None,
     weights: WeightsWord = "auto",
     limits: Limits | None = None,
-    draft: Path | None = None,
+    draft: str | None = None,
 ) -> ServedModel:
     """Check and load a model folder or a run directory.
 
@@ -105,8 +105,8 @@ def load_served_model(
         place: the folder; its files are not trusted.
         name: for clients; None takes the folder's name.
         weights: the type that decoding uses.
-        limits: slots and lengths; with a draft slots must be 1.
-        draft: a smaller model with the same tokenizer, to guess tokens (speculative decoding); checked as `place` is.
+        limits: slots and lengths.
+        draft: a smaller model with the same tokenizer, to guess tokens (see draft.py): a folder, "auto" or "int8".
 
     Raises:
         ModelError: the folder is unsafe, broken or of an unknown kind.
@@ -133,7 +133,12 @@ def load_served_model(
     scheduler = None
     if classifier is None:
         stop_ids = _stop_ids(tokenizer, tables, trunk.shape.vocab)
-        scheduler = _start_scheduler(trunk, tokenizer, stop_ids, weights=weights, limits=limits, draft=draft)
+        engine = Engine(trunk, slots=limits.slots, weights=weights)
+        second = None
+        if draft is not None:
+            second = load_draft(place, draft, trunk, tokenizer, slots=limits.slots, weights=engine.weights)
+        line = limits.max_requests * limits.max_texts  # counts texts; requests are counted before (`Routes._enter`)
+        scheduler = Scheduler(engine, tokenizer, queue_limit=line, stop_ids=stop_ids, draft=second)
     return ServedModel(
         name=name,
         created=int(time.time()),
@@ -149,36 +154,6 @@ def load_served_model(
         lane=ThreadPoolExecutor(1, thread_name_prefix="chinchilla-lane"),
         readers=ThreadPoolExecutor(2, thread_name_prefix="chinchilla-reader"),
     )
-
-
-def _start_scheduler(
-    trunk: Transformer,
-    tokenizer: Tokenizer,
-    stop_ids: tuple[int, ...],
-    *,
-    weights: WeightsWord,
-    limits: Limits,
-    draft: Path | None,
-) -> Scheduler | DraftedScheduler:
-    # Its own limit counts texts; requests are counted before (`Routes._enter`).
-    line = limits.max_requests * limits.max_texts
-    engine = Engine(trunk, slots=limits.slots, weights=weights)
-    if draft is None:
-        return Scheduler(engine, tokenizer, queue_limit=line, stop_ids=stop_ids)
-    if limits.slots != 1:
-        raise ConfigError(
-            f"a draft serves one text at a time, and slots is {limits.slots}; give --slots 1, or no draft"
-        )
-    folder = find_model_folder(draft)
-    check_model_folder(folder)
-    if _load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(f"{draft} has another tokenizer than the model; take a smaller model of the same sweep")
-    guesser = load_model(folder).eval()
-    if guesser.shape.context < trunk.shape.context:
-        context = f"{guesser.shape.context} is shorter than the model's {trunk.shape.context}"
-        raise ConfigError(f"{draft}: its context of {context}; take a smaller model of the same sweep")
-    second = Engine(guesser, slots=1, capacity=engine.capacity, weights=weights)
-    return DraftedScheduler(engine, second, tokenizer, queue_limit=line, stop_ids=stop_ids)
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
