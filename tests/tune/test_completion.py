@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.backbone import load_backbone
 from chinchilla_lm.tune.completion import CompletionTask
 from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.generative import cut_at_stops
+from chinchilla_lm.tune.generative import choice_of, cut_at_stops
 from chinchilla_lm.tune.task import IGNORED, TunedModel, make_task
 
 FORMS = [("qwen3", "own"), ("qwen3", "hub"), ("gpt2", "hub")]
@@ -228,3 +229,13 @@ def test_a_saved_hub_model_stops_where_the_tokenizer_ends(tiny_folder: Callable[
     backbone.module.generation_config.eos_token_id = 5
     make_task(config, TRANSLATIONS, backbone)
     assert backbone.module.generation_config.eos_token_id == [5, backbone.tokenizer.eos_token_id]
+
+
+def test_the_choice_of_weights_goes_by_the_measure_in_steps_and_within_one_by_the_loss():
+    def of(chrf: float, loss: float) -> float:
+        return choice_of(Measures(values={"chrf": chrf, "loss": loss}, primary="chrf")).value
+
+    assert of(0.15, 1.7) > of(0.29, 3.5)  # both are nothing: what has learnt is better
+    assert of(20.0, 9.0) > of(17.0, 0.1)  # three points are something
+    by_loss = Measures(values={"loss": 2.0}, primary="loss", higher_is_better=False)
+    assert choice_of(by_loss) is by_loss

@@ -126,12 +126,12 @@ def read_tune_run(run_dir: Path | str) -> TuneRun:
     if schema != SCHEMA:
         raise DataError(f"{folder / 'tune.json'} has schema {schema!r}, not {SCHEMA!r}; upgrade chinchilla-lm")
     problems: list[str] = []
-    steps, checks = _curves(folder, problems)
+    steps, checks = _curves(folder, str(record.get("metric")), problems)
     stages = {stage: tuple(_predictions(folder / "predictions" / f"{stage}.jsonl", problems)) for stage in _STAGES}
     return TuneRun(folder=folder, record=record, steps=steps, checks=checks, **stages, problems=tuple(problems))
 
 
-def _curves(folder: Path, problems: list[str]) -> tuple[tuple[tuple[float, float], ...], ...]:
+def _curves(folder: Path, metric: str, problems: list[str]) -> tuple[tuple[tuple[float, float], ...], ...]:
     path = folder / "records.jsonl"
     if not path.is_file():
         return (), ()
@@ -141,7 +141,8 @@ def _curves(folder: Path, problems: list[str]) -> tuple[tuple[tuple[float, float
         problems.append(f"{path.name} cannot be read: {error}")
         return (), ()
     losses = [(record.get("step"), record.get("loss")) for record in steps]
-    values = [(record.get("step"), record.get("value")) for record in evaluations]
+    # "value" is what chose the best weights, which may be more than the metric
+    values = [(each.get("step"), (each.get("metrics") or {}).get(metric, each.get("value"))) for each in evaluations]
     return _by_step(losses), _by_step(values)
 
 

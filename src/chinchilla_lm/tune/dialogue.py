@@ -29,6 +29,7 @@ from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.dialogue_tokens import encode_dialogue, ensure_chat_template, reply_prompt
 from chinchilla_lm.tune.generative import (
     PRIMARY,
+    choice_of,
     choose_rows,
     ensure_end,
     longest_answer,
@@ -154,9 +155,10 @@ class DialogueTask:
             for index, row in enumerate(rows)
         ]
 
-    def predict_validation(self, model: TunedModel, rows: Sequence[Row]) -> list[Prediction]:
-        """As `predict`, with as many written answers as a choice of the best checkpoint needs."""
-        return self.predict(model, rows, most_written=validation_written(self.name))
+    def validate(self, model: TunedModel, rows: Sequence[Row]) -> Measures:
+        """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
+        predictions = self.predict(model, rows, most_written=validation_written(self.name))
+        return choice_of(self.measure(predictions, rows))
 
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """Loss of all assistant turns; chrF and BLEU of the written replies, and how varied they are."""

@@ -24,6 +24,7 @@ from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.generative import (
     PRIMARY,
     AnswerTexts,
+    choice_of,
     choose_rows,
     ensure_end,
     longest_answer,
@@ -129,9 +130,10 @@ class Seq2SeqTask:
             for index, row in enumerate(rows)
         ]
 
-    def predict_validation(self, model: TunedModel, rows: Sequence[Row]) -> list[Prediction]:
-        """As `predict`, with as many written answers as a choice of the best checkpoint needs."""
-        return self.predict(model, rows, most_written=validation_written(self.name))
+    def validate(self, model: TunedModel, rows: Sequence[Row]) -> Measures:
+        """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
+        predictions = self.predict(model, rows, most_written=validation_written(self.name))
+        return choice_of(self.measure(predictions, rows))
 
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """The task's measures of what was written, and loss, perplexity and bits per byte of the given answers."""

@@ -270,9 +270,10 @@ def _make_lesson(run: _Run, backbone: Backbone, splits: Splits, *, has_start: bo
     torch.manual_seed(config.seed)  # dropout does not depend on how many draws the head took
 
     def validate() -> Measures:
-        # generative tasks price all validation rows, and write answers to some of them
-        predict = getattr(task, "predict_validation", task.predict)
-        return task.measure(predict(model, splits.validation), splits.validation)
+        own = getattr(task, "validate", None)  # generative tasks price all rows, and write answers to some of them
+        if own is not None:
+            return own(model, splits.validation)
+        return task.measure(task.predict(model, splits.validation), splits.validation)
 
     folder = Path(config.out)
     return model, Lesson(
