@@ -116,7 +116,7 @@ def test_json_has_the_keys_that_scripts_rely_on(monkeypatch, tmp_path, capsys):
         "intervals": {"after": {"low": 10.0, "high": 14.0, "level": 0.95}},
     }
 
-    def learned(config: TuneConfig, job: object, display: object) -> None:
+    def learned(config: TuneConfig, job: object, going_on: object, display: object) -> None:
         write_json(Path(config.out) / "tune.json", record)
 
     monkeypatch.setattr(command, "_run", learned)
@@ -130,3 +130,21 @@ def test_json_has_the_keys_that_scripts_rely_on(monkeypatch, tmp_path, capsys):
     assert document["model_dir"] == str(out / "model")
     assert document["report"] == str(out / "report.html")
     assert "12.25" in captured.err
+
+
+def test_going_on_takes_task_and_model_of_the_older_run(tmp_path):
+    (tmp_path / "config.toml").write_text('task = "dialogue"\nmodel = "old"\ntrain = "old.jsonl"\nrank = 16\n')
+    config = read_config(None, TuneOptions(train="new.jsonl"), None, older=tmp_path)
+    assert (config.task, config.model, config.train) == ("dialogue", "old", "new.jsonl")
+    with pytest.raises(ConfigError, match="train is missing"):
+        read_config(None, TuneOptions(), None, older=tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.toml cannot be read"):
+        read_config(None, TuneOptions(train="t"), None, older=tmp_path / "none")
+    with pytest.raises(ConfigError, match="for --continue RUN"):
+        run(["dialogue", "--model", "m", "--train", "t", "--replay", "0.2"])
+
+
+def test_the_options_of_going_on_are_the_settings():
+    from chinchilla_lm.tune.loading import ContinueSettings
+
+    assert dataclasses.asdict(command.ContinueOptions()) == dataclasses.asdict(ContinueSettings())

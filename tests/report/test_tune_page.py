@@ -358,3 +358,13 @@ def test_what_twice_the_rows_would_bring_is_said_in_the_metrics_unit(tmp_path):
     page = page_of(write_tune_run(tmp_path / "run", tune_record(learning_curve=law)))
     assert "Twice the rows (400) should bring +2.1 points (90 %: +0.4 to +4.0)." in page
     assert 'id="fig-rows-law"' in page
+
+
+def test_a_rejected_continuation_says_so_first(tmp_path):
+    old = {"name": "old", "metric": "bleu", "before": 20.0, "after": 12.5, "forgotten": 7.5, "gate": "dropped by 7.5"}
+    continual = {"is_accepted": False, "sentence": "old dropped by 7.5: rejected.", "tasks": [old]}
+    run = read_tune_run(write_tune_run(tmp_path / "run", tune_record(continual=continual)))
+    assert "old dropped by 7.5: rejected." in notes(run)
+    page = render_tune_page(run)
+    assert "12.50" in page
+    assert "What it kept of the old tasks" in page

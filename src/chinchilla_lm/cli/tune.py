@@ -9,7 +9,7 @@ from __future__ import annotations
 import json as json_format
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,17 +53,40 @@ class JobOptions:
             raise ConfigError("--search, --fractions and --continue are three jobs; run one after another")
 
 
+@Parameter(name="*", group=Group("Going on (--continue)", sort_key=2))
+@dataclass(frozen=True, kw_only=True)
+class ContinueOptions:
+    """Against forgetting; the fields of `tune.loading.ContinueSettings`."""
+
+    replay: float = 0.1
+    """Share of the older training rows that is trained on again, 0 to 1."""
+    pull: float = 0.0
+    """Pull back to the old weights at every update (L2-SP); 0 for none."""
+    averages: Annotated[bool, Parameter(negative="")] = False
+    """Go only as far from the old weights to the new ones as the old validation rows allow."""
+    has_new_adapter: Annotated[bool, Parameter(name="--new-adapter", negative="")] = False
+    """Merge the old LoRA and train a new one."""
+    max_drop: float = 0.01
+    """Most that an older task may fall for the model to be accepted; else it goes to model-rejected/."""
+
+
 @dataclass(frozen=True)
 class _Defaults:
     options: Any = field(default_factory=TuneOptions)
     job: JobOptions = field(default_factory=JobOptions)
+    going_on: ContinueOptions = field(default_factory=ContinueOptions)
 
 
 _DEFAULTS = _Defaults()
 
 
 def tune(
-    task: TaskName | None = None, /, *, options: TuneOptions = _DEFAULTS.options, job: JobOptions = _DEFAULTS.job
+    task: TaskName | None = None,
+    /,
+    *,
+    options: TuneOptions = _DEFAULTS.options,
+    job: JobOptions = _DEFAULTS.job,
+    going_on: ContinueOptions = _DEFAULTS.going_on,
 ) -> None:
     """Fine-tune a model on labelled rows, and measure it before and after on rows that nothing was chosen by.
 
@@ -74,10 +97,13 @@ def tune(
         task: What is learned; --config may name it instead.
         options: Fields of the config.
         job: What else is done.
+        going_on: Of --continue.
     """
-    config = read_config(task, options, job.config)
+    if job.continue_from is None and going_on != _DEFAULTS.going_on:
+        raise ConfigError("--replay, --pull, --averages, --new-adapter and --max-drop are for --continue RUN; add it")
+    config = read_config(task, options, job.config, older=job.continue_from)
     with _display() as display:
-        _run(config, job, display)
+        _run(config, job, going_on, display)
     record = _record(config)
     if job.json:
         print(json_format.dumps(tune_json(record, Path(config.out)), ensure_ascii=False, allow_nan=False))
@@ -93,7 +119,8 @@ def tune_json(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         record: tune.json.
         folder: the run directory.
     """
-    intervals = record.get("intervals") or {}
+    intervals, continual = record.get("intervals") or {}, record.get("continual") or {}
+    is_accepted = continual.get("is_accepted", True)
     return {
         "task": record.get("task"),
         "metric": record.get("metric"),
@@ -105,12 +132,13 @@ def tune_json(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "rows": record.get("rows"),
         "cost": record.get("cost"),
         "run_dir": str(folder),
-        "model_dir": str(folder / "model"),
+        "model_dir": str(folder / ("model" if is_accepted else "model-rejected")),
+        "is_accepted": is_accepted,
         "report": str(folder / "report.html"),
     }
 
 
-def _run(config: TuneConfig, job: JobOptions, display: Any) -> None:
+def _run(config: TuneConfig, job: JobOptions, going_on: ContinueOptions, display: Any) -> None:
     """Do the job that was asked for; each is one function of its floor."""
     # torch takes seconds to import
     if job.search:
@@ -123,8 +151,9 @@ def _run(config: TuneConfig, job: JobOptions, display: Any) -> None:
         tune_fractions(config, job.fractions, display)
     elif job.continue_from is not None:
         from chinchilla_lm.tune.continual import continue_tuning
+        from chinchilla_lm.tune.loading import ContinueSettings
 
-        continue_tuning(job.continue_from, config, display)
+        continue_tuning(job.continue_from, config, display, ContinueSettings(**asdict(going_on)))
     else:
         from chinchilla_lm.tune.tuning import tune as tune_model
 

@@ -80,13 +80,14 @@ def field_help() -> dict[str, str]:
     return words
 
 
-def read_config(task: str | None, options: Any, config: Path | None) -> TuneConfig:
+def read_config(task: str | None, options: Any, config: Path | None, older: Path | None = None) -> TuneConfig:
     """Join the words of the command line with a config file; the command line wins.
 
     Args:
         task: the command's first word, or None to take the file's.
         options: of `make_options`.
         config: a TOML file with TuneConfig's keys, or None.
+        older: the run that is continued, whose task and model are taken where none is given, or None.
 
     Raises:
         ConfigError: an unknown key, a missing model or file, a wrong value, or two tasks.
@@ -102,6 +103,8 @@ def read_config(task: str | None, options: Any, config: Path | None) -> TuneConf
         elif value is not None:
             # A shell hands \n over as two characters; in a prompt it always means the line break.
             table[each.name] = value.replace("\\n", "\n") if each.name == "template" else value
+    if older is not None:
+        table = {**{name: _read_file(older / "config.toml").get(name) for name in ("task", "model")}, **table}
     _check_needed(table)
     table.setdefault("out", default_out(table))
     return from_mapping(TuneConfig, table, where=str(config) if config else "chinchilla tune")

@@ -32,6 +32,7 @@ def tune_lines(run_dir: Path) -> list[str]:
     changed = changed_examples(run)
     if changed["n_fixed"] is not None and changed["n_broken"] is not None:
         lines.append(f"{'rows changed':{width + 8}}{changed['n_fixed']} turned right, {changed['n_broken']} wrong")
-    lines.append(f"{'model folder':{width + 8}}{run_dir / 'model'}")
+    kept = "model" if run.table("continual").get("is_accepted", True) else "model-rejected"
+    lines.append(f"{'model folder':{width + 8}}{run_dir / kept}")
     lines.append(f"{'report':{width + 8}}{run_dir / 'report.html'}")
     return lines + [f"note: {note}" for note in notes(run)]

@@ -23,6 +23,7 @@ from chinchilla_lm.report.tune_rows import (
     cut_text,
     data_rows,
     metric_rows,
+    older_rows,
     setting_rows,
     value_text,
 )
@@ -87,6 +88,7 @@ def render_tune_page(run: TuneRun) -> str:
         search=run.table("search"),
         search_text=value_text,
         continual=run.table("continual"),
+        older=older_rows(run),
         law=run.table("learning_curve"),
         data_sentence=data_sentence(run),
         load=load_lines(run),

@@ -21,6 +21,7 @@ MOST_EXAMPLES = 12
 MOST_CONFUSIONS = 10
 _LONGEST_TEXT = 420  # characters of an example: about six lines on a desk
 _OUTSIDE = "O"
+_OLDER = ("before", "after", "forgotten")
 _ONE_LABEL_TASKS = ("text-classification", "relation-extraction")
 _COSTS = (
     ("seconds", "time, with validation", "seconds"),
@@ -125,6 +126,25 @@ def data_rows(run: TuneRun) -> list[dict[str, Any]]:
         said = f"{used / available:.0%} of them, drawn by seed" if left > 0 and available else "all of them"
         remark = "; ".join(part for part in (str(found.get("remark") or ""), said) if part)
         rows.append({"split": split, "used": used, "available": available, "file": found.get("file"), "remark": remark})
+    return rows
+
+
+def older_rows(run: TuneRun) -> list[dict[str, str]]:
+    """Return the older tasks of a continuation: measure before and after, what was forgotten, what the gate says."""
+    rows = []
+    for each in run.table("continual").get("tasks") or ():
+        metric = str(each.get("metric", ""))
+        before, after, lost = (each.get(name) if is_number(each.get(name)) else None for name in _OLDER)
+        rows.append(
+            {
+                "name": str(each.get("name", "")),
+                "metric": metric_name(metric),
+                "before": write(metric, before),
+                "after": write(metric, after),
+                "forgotten": write_points(metric, lost).removeprefix("+"),
+                "gate": str(each.get("gate", "")),
+            }
+        )
     return rows
 
 

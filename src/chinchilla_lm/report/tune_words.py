@@ -231,6 +231,8 @@ def tiles(run: TuneRun) -> list[tuple[str, str, str]]:
 def notes(run: TuneRun) -> tuple[str, ...]:
     """Say what a reader must know before the numbers: problems of the records, and where the claim is weak."""
     said = [*run.problems, *(str(each) for each in _sequence(run.record.get("warnings")))]
+    if run.table("continual").get("is_accepted") is False:
+        said.append(str(run.table("continual").get("sentence") or "The gate rejected the model."))
     if evaluated_on(run) != "test":
         said.append(
             "There was no test file: the numbers are of the validation rows, which also chose the best step, so they "
