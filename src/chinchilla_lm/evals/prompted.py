@@ -1,0 +1,261 @@
+"""Rows answered by prompt, no gradient: zero-shot and few-shot, by a scoring rule, over draws of demonstrations.
+
+One draw is luck (19 to 23 points between three draws of four demonstrations, SmolLM2-135M), so every figure here is a
+mean with its spread. The rule "auto" is chosen on labelled rows that are neither test rows nor demonstrations, or,
+without them, by `prompt.choosing.rule_without_labels`; test labels are read only to measure.
+
+A template writes its answers or has choices: this file scores choices; `written.py` lets the model write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.evals.scorer import Score, Scorer
+from chinchilla_lm.metrics.classification import measure_choices, measure_classification
+from chinchilla_lm.metrics.measures import Measures
+from chinchilla_lm.prompt.choosing import MIN_LABELLED_ROWS, RuleChoice, choose_rule, rule_without_labels, rules_to_try
+from chinchilla_lm.prompt.demonstrations import DemoDraw, DemoSettings, select_demonstrations
+from chinchilla_lm.prompt.plan import RULES, ScoreRequest, plan_scores
+from chinchilla_lm.prompt.rules import finish_scores, probabilities
+from chinchilla_lm.prompt.template import Template
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRows:
+    """Canonical rows (`data.task_rows`).
+
+    Attributes:
+        tests: labelled rows to answer, at least one.
+        pool: solved rows for demonstrations; needed with shots > 0.
+        dev: labelled rows on which "auto" chooses, 32 or more; neither in `tests` nor in `pool`.
+        vectors: of pool and tests, for nearest demonstrations.
+    """
+
+    tests: Sequence[Row]
+    pool: Sequence[Row] = ()
+    dev: Sequence[Row] = ()
+    vectors: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tests:
+            raise DataError("there are no test rows; give a file with at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """How rows are answered.
+
+    Attributes:
+        rule: of `prompt.plan.RULES`, or "auto".
+        extra_rules: further rules whose accuracy the table shows.
+        demonstrations: shots, method, draws, seed.
+    """
+
+    rule: str = "auto"
+    extra_rules: tuple[str, ...] = ()
+    demonstrations: DemoSettings = DemoSettings(shots=0, draws=1)
+
+    def __post_init__(self) -> None:
+        for rule in (self.rule, *self.extra_rules):
+            if rule not in (*RULES, "auto"):
+                raise ConfigError(f"the rule {rule!r} is unknown; write auto or one of {', '.join(RULES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawResult:
+    """One draw of demonstrations (or none).
+
+    Attributes:
+        draw: its number from 0.
+        rule: the scoring rule that answered.
+        reason: why this rule, one sentence.
+        measures: of the rule's answers.
+        predicted: the chosen answer of each row.
+        scores_nk: of the rule, for calibration and disagreement.
+        by_rule: accuracy of every rule that was scored, for the table; the choice did not see it.
+        demonstrations: numbers of the solved rows in the pool, one tuple for all rows or one a row.
+    """
+
+    draw: int
+    rule: str
+    reason: str
+    measures: Measures
+    predicted: tuple[int, ...]
+    scores_nk: np.ndarray = field(repr=False)
+    by_rule: dict[str, float]
+    demonstrations: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptResult:
+    """All draws.
+
+    Attributes:
+        template: its name.
+        shots: demonstrations in a prompt.
+        rows: test rows.
+        draws: at least one.
+        mean: mean over draws of each measure.
+        spread: standard deviation over draws (n - 1); 0 for one draw.
+        cut_rows: test rows whose prompt was cut at its beginning to fit the context, in any draw.
+        refused: rows of the pool that copy a test row and were left out.
+    """
+
+    template: str
+    shots: int
+    rows: int
+    draws: tuple[DrawResult, ...]
+    mean: dict[str, float]
+    spread: dict[str, float]
+    cut_rows: int
+    refused: int
+
+
+def answer_by_choice(
+    scorer: Scorer,
+    template: Template,
+    rows: PromptRows,
+    settings: PromptSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PromptResult:
+    """Answer rows by the scores of their choices.
+
+    Args:
+        scorer: holds the model.
+        template: with choices; an open label set must have been given its labels.
+        rows: what to answer, and what to learn from.
+        settings: rule and demonstrations; None is zero-shot with "auto".
+        progress: told (requests done, requests in all) of the present draw.
+
+    Returns:
+        Answers and measures of every draw.
+
+    Raises:
+        ConfigError: an unknown rule, or one that the template cannot serve.
+        DataError: rows that do not fit the template, or shots without a pool.
+    """
+    settings, tests = settings or PromptSettings(), rows.tests
+    gold = [template.gold_index(row) for row in tests]
+    draws = _draws(template, rows, settings.demonstrations)
+    results: list[DrawResult] = []
+    cut: set[int] = set()
+    for draw in draws:
+        wanted = _wanted(settings, template, rows)
+        asked = _Asked(scorer, template, tests, draw, wanted, progress)
+        cut |= asked.cut_rows
+        choice = _choose(settings.rule, scorer, template, rows, draw)
+        results.append(_measure(template, tests, gold, draw, choice, asked))
+    names = list(results[0].measures.values)
+    table = {name: np.array([result.measures.values[name] for result in results]) for name in names}
+    return PromptResult(
+        template=template.name,
+        shots=settings.demonstrations.shots,
+        rows=len(tests),
+        draws=tuple(results),
+        mean={name: float(values.mean()) for name, values in table.items()},
+        spread={name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
+        cut_rows=len(cut),
+        refused=len(draws[0].refused),
+    )
+
+
+class _Asked:
+    """One draw's numbers. Attributes: `scores` by rule (n, k), `cut_rows` (numbers of test rows)."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        template: Template,
+        rows: Sequence[Row],
+        draw: DemoDraw,
+        rules: Sequence[str],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        requests = plan_scores(template, rows, draw.rows, rules)
+        answers = _price(scorer, requests, progress)
+        logprobs, tokens = [one.logprob for one in answers], [one.tokens for one in answers]
+        self.scores = {rule: finish_scores(rule, requests, logprobs, tokens) for rule in rules}
+        self.cut_rows = {
+            request.row for request, one in zip(requests, answers, strict=True) if one.cut_tokens and request.row >= 0
+        }
+
+
+def _price(
+    scorer: Scorer, requests: Sequence[ScoreRequest], progress: Callable[[int, int], None] | None
+) -> list[Score]:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, len(requests))
+
+    return scorer.score([(request.prefix, request.continuation) for request in requests], advance)
+
+
+def _draws(template: Template, rows: PromptRows, settings: DemoSettings) -> list[DemoDraw]:
+    if settings.shots == 0:
+        return [DemoDraw(draw=0, indices=(), rows=(), is_shared=True, refused=())]
+    if not rows.pool:
+        raise DataError(f"{settings.shots} shots need solved rows; give a training file, or ask for 0 shots")
+    return select_demonstrations(template, rows.pool, rows.tests, settings, rows.vectors)
+
+
+def _wanted(settings: PromptSettings, template: Template, rows: PromptRows) -> list[str]:
+    """Name the rules whose numbers are asked for on the test rows."""
+    if settings.rule != "auto":
+        rules: Sequence[str] = [settings.rule]
+    elif len(rows.dev) >= MIN_LABELLED_ROWS:
+        rules = rules_to_try(template, rows.tests)
+    else:
+        rules = [rule_without_labels(template, rows.tests).rule]
+    return list(dict.fromkeys([*rules, *settings.extra_rules]))
+
+
+def _choose(rule: str, scorer: Scorer, template: Template, rows: PromptRows, draw: DemoDraw) -> RuleChoice:
+    """Choose the draw's rule: on dev rows if there are enough, with the demonstrations that all rows share.
+
+    Where each row has its own demonstrations, dev rows are asked with those of the first test row.
+    """
+    if rule != "auto":
+        return RuleChoice(rule=rule, reason=f"{rule}: asked for")
+    if len(rows.dev) < MIN_LABELLED_ROWS:
+        return rule_without_labels(template, rows.tests)
+    if not draw.is_shared:
+        draw = DemoDraw(draw=draw.draw, indices=(), rows=draw.rows[0], is_shared=True, refused=())
+    rules = [one for one in rules_to_try(template, rows.dev) if one in rules_to_try(template, rows.tests)]
+    asked = _Asked(scorer, template, rows.dev, draw, rules)
+    return choose_rule(asked.scores, [template.gold_index(row) for row in rows.dev])
+
+
+def _measure(
+    template: Template, tests: Sequence[Row], gold: Sequence[int], draw: DemoDraw, choice: RuleChoice, asked: _Asked
+) -> DrawResult:
+    scores_nk = asked.scores[choice.rule]
+    predicted = scores_nk.argmax(axis=1)
+    if template.is_closed:
+        labels = list(template.labels)
+        measures = measure_classification(
+            [labels[i] for i in predicted], [labels[i] for i in gold], labels, probabilities(scores_nk)
+        )
+    else:
+        measures = measure_choices([int(i) for i in predicted], list(gold))
+    return DrawResult(
+        draw=draw.draw,
+        rule=choice.rule,
+        reason=choice.reason,
+        measures=measures,
+        predicted=tuple(int(i) for i in predicted),
+        scores_nk=scores_nk,
+        by_rule={rule: float((scores.argmax(axis=1) == gold).mean()) for rule, scores in asked.scores.items()},
+        demonstrations=draw.indices,
+    )
