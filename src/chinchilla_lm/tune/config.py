@@ -57,8 +57,10 @@ class TuneConfig:
         mask: of attention: "causal", "bidirectional", or bidirectional in the last `mask_blocks` blocks ("top-k").
         mask_blocks: blocks without the causal mask for mask "top-k", >= 1.
         head: "label-words" tunes the model's own words for the labels, "fresh" a new matrix that starts from their
-            rows; "span", "generative" for question-answering; "scoring" for choices; "auto" by rule.
-        pooling: which states a classification head reads: the last token's, or the mean.
+            rows; "markers" for relations; "span", "generative" for question-answering; "scoring" for choices; "auto" by
+            rule.
+        pooling: which states a classification head reads: the last token's, or the mean. In token-classification, which
+            sub-tokens speak for a word: its last, its first, or all, their probabilities averaged ("mean").
         template: prompt of the task with fields in braces, such as "Review: {text}\nSentiment:"; None: the task's own.
         language: of prompts and measures, "en" or "zh"; None: found from the rows.
         label_words: label -> the word that names it in the prompt's answer; labels left out name themselves.
@@ -156,6 +158,10 @@ class TuneConfig:
         if self.micro_batch is not None and self.micro_batch > self.rows:
             raise ConfigError(
                 f"micro_batch = {self.micro_batch} must lie in 1..rows = 1..{self.rows}; leave it out to take one pass"
+            )
+        if self.pooling == "first" and self.task != "token-classification":
+            raise ConfigError(
+                f'pooling = "first" is for the words of token-classification, not {self.task}; leave it out'
             )
         if self.mask != "causal" and self.backbone == "own":
             raise ConfigError(
