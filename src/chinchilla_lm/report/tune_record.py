@@ -16,7 +16,7 @@ tune.json, schema "tune/1" (everything but `task` may be absent, and the page th
     best{step, value}, curve "records.jsonl"               of the metric on the validation rows
     examples_changed[{row, text, gold, before, after, kind}], changed_counts{fixed, broken}
     calibration{before: {...}, after: {error, bins[{confidence, accuracy, count}]}}
-    cost{seconds, train_seconds, tokens (targets), updates, peak_rss_bytes, ...}, warnings[], describe{}
+    cost{seconds, train_seconds, tokens, targets, updates, peak_rss_bytes, ...}, warnings[], describe{}
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _NAMES = {
     "brier": "Brier score",
 }
 # Metrics that are no share of a whole, even where a value happens to lie between 0 and 1.
-_OWN_UNIT = ("bleu", "chrf", "ter", "perplexity", "loss", "nll", "brier", "mcc", "length")
+_OWN_UNIT = ("bleu", "chrf", "ter", "perplexity", "loss", "nll", "brier", "bits_per_byte", "mcc", "length")
 _METHODS = {
     "full": "full fine-tuning",
     "head": "training only its head",
@@ -216,8 +216,8 @@ def tiles(run: TuneRun) -> list[tuple[str, str, str]]:
         )
         found.append(("Rows trained on", f"{run.rows('train'):,}", remark))
     if is_number(cost.get("train_seconds")):
-        updates = cost.get("updates")
-        remark = f"{updates:,} updates" if is_number(updates) else ""
+        counts = [f"{cost[name]:,} {name}" for name in ("updates", "tokens") if is_number(cost.get(name))]
+        remark = ", ".join(counts)
         found.append(("Training time", format_seconds(float(cost["train_seconds"])), remark))
     if is_number(cost.get("peak_rss_bytes")):
         found.append(("Peak memory", format_bytes(int(cost["peak_rss_bytes"])), "of the process"))
