@@ -102,6 +102,15 @@ class OwnBackbone(nn.Module):
                 self._take(engine, dict(running), logits_bv, (answers, running, max_tokens, stop_set))
         return answers
 
+    def train(self, mode: bool = True) -> OwnBackbone:
+        """As of every module. What was made for decoding is dropped: a fused optimizer changes weights unnoticed.
+
+        torch counts the changes of a tensor in `_version`, and AdamW(fused=True) does not move it (2.13).
+        """
+        if mode:
+            self._engine = None
+        return super().train(mode)
+
     def _take(
         self,
         engine: Engine,

@@ -1,0 +1,48 @@
+"""What a model writes after an update is written by the updated weights, in every number format and method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chinchilla_lm.tune.backbone import load_backbone
+from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.freezing import choose_parameters, make_optimizer
+from chinchilla_lm.tune.task import TunedModel
+
+PROMPT = [7, 90, 33, 12, 60]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_text_after_an_update_is_that_of_the_updated_weights(
+    method: Any, dtype: torch.dtype, tiny_folder: Callable[[str], Path]
+):
+    config = TuneConfig(
+        task="translation", model=str(tiny_folder("qwen3")), train="a", out="b", method=method, lr=0.3, backbone="own"
+    )
+    backbone: Any = load_backbone(config, dtype=dtype)
+    model = TunedModel(backbone, None)
+    optimizer = make_optimizer(choose_parameters(model, config), config)
+    model.eval()
+    with torch.no_grad():
+        before = backbone.generate([PROMPT], 8, ())
+    model.train()
+    ids_bt = torch.tensor([PROMPT])
+    for _ in range(3):  # LoRA's B is 0: the first update moves B alone
+        backbone.token_losses(ids_bt, ids_bt.roll(-1, 1), torch.tensor([5])).sum().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr_peak"]
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        after = backbone.generate([PROMPT], 8, ())
+        backbone._engine = None
+        fresh = backbone.generate([PROMPT], 8, ())
+    assert after == fresh
+    assert after != before
