@@ -89,3 +89,58 @@ def test_a_word_longer_than_a_window_is_read_as_far_as_it_goes(tokenizer):
 def test_nothing_to_read_gives_no_units(tokenizer):
     assert sum(len(window.word_u) for window in encode(tokenizer, [])) == 0
     assert sum(len(window.word_u) for window in encode(tokenizer, [""])) == 0
+
+
+def word_piece_tokenizer():
+    """BERT's kind: ## continues a word, punctuation is cut off, unknown words are one token."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [
+        "[UNK]",
+        "[PAD]",
+        "the",
+        "mat",
+        "par",
+        "##is",
+        "un",
+        "##heard",
+        "'",
+        "s",
+        ".",
+        "2",
+        "##0",
+        "##1",
+        "@",
+        "x",
+    ]
+    tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+
+
+@pytest.mark.parametrize("family", ["decoder", "wordpiece"])
+def test_units_of_the_mean_are_what_transformers_pipeline_counts_as_words(tiny_folder, family):
+    from types import SimpleNamespace
+
+    from transformers.pipelines.token_classification import AggregationStrategy, TokenClassificationPipeline
+
+    tokenizer = word_piece_tokenizer() if family == "wordpiece" else AutoTokenizer.from_pretrained(tiny_folder("qwen3"))
+    for words in (SENTENCE, ["the", "U.S.", "mat", "New York", "2010"], ["x"], ["unheard", ":(", "par'is"]):
+        (window,) = encode(tokenizer, words, "mean")
+        text = " ".join(words)
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        count = len(encoding["input_ids"])
+        counted = TokenClassificationPipeline.gather_pre_entities(
+            SimpleNamespace(tokenizer=tokenizer),
+            text,
+            encoding["input_ids"],
+            np.zeros((count, 1)),
+            encoding["offset_mapping"],
+            np.zeros(count),
+            AggregationStrategy.AVERAGE,
+        )
+        theirs = np.cumsum([not each["is_subword"] or number == 0 for number, each in enumerate(counted)]) - 1
+        assert window.unit_t.tolist() == theirs.tolist()
+        assert window.word_u[window.is_first_u].tolist() == list(range(len(words)))
