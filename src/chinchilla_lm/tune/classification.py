@@ -128,7 +128,7 @@ class Classification:
         """One item a row; labels are wanted in training only."""
         if not rows:
             return []
-        encoded = self.tokenizer(*self._texts(rows), truncation=True, max_length=self._config.max_tokens)
+        encoded = cast(Any, self.tokenizer)(*self._texts(rows), truncation=True, max_length=self._config.max_tokens)
         items: list[Item] = []
         for index, ids in enumerate(encoded["input_ids"]):
             ids = ids or [self._filler]  # an empty text without a prompt still has one position to read

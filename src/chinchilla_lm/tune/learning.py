@@ -107,6 +107,7 @@ def learn(lesson: Lesson, tell: Told | None = None) -> tuple[Progressed, tuple[s
     """
     config, learned = lesson.config, learned_part(lesson.optimizer, lesson.model)
     assert config.steps is not None, "resolve the config first"
+    fill_moments(lesson.optimizer)
     state, warnings = _resume(lesson, learned)
     records = JobRecords(
         lesson.folder / "records.jsonl", steps=config.steps, flops_per_token=0.0, peak_flops_per_s=None
@@ -133,6 +134,21 @@ def learned_part(optimizer: torch.optim.Optimizer, model: nn.Module) -> nn.Modul
     for name, parameter in named.items():
         part.register_parameter(name, parameter)
     return part
+
+
+def fill_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter the state it would get at its first gradient, all zero.
+
+    A checkpoint then always holds the same tensors, also of weights that this task never reads (the output matrix of an
+    untied model under a classifier, BERT's pooler under a tagger) or that are still frozen.
+    """
+    is_adam = isinstance(optimizer, torch.optim.AdamW)
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        state = optimizer.state[parameter]
+        if is_adam and not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+        for key in ("exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",):
+            state.setdefault(key, torch.zeros_like(parameter))
 
 
 def schedule_of(config: TuneConfig) -> ScheduleConfig:

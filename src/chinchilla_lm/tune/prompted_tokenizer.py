@@ -165,4 +165,4 @@ def _agrees(
 ) -> bool:
     texts = (row["text"], row["text_pair"]) if "{text_pair}" in template else (row["text"],)
     whole = [*_leading_specials(tokenizer), *tokenizer(fill(template, row), add_special_tokens=False)["input_ids"]]
-    return made(*texts)["input_ids"] == whole
+    return cast(Any, made)(*texts)["input_ids"] == whole
