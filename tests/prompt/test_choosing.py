@@ -54,23 +54,23 @@ def draw_scores(world, rng, n):
 
 
 def regret_points(rows: int, worlds: int) -> float:
-    """Return the mean loss of accuracy, in points, against the rule that is best on 4,000 other rows."""
+    """Return the mean loss of accuracy, in points, against the rule that is best on 2,000 other rows."""
     rng = np.random.default_rng(0)
     losses = []
     for _ in range(worlds):
         world = draw_world(rng)
         gold_n, scores = draw_scores(world, rng, rows)
         chosen = choose_rule(scores, gold_n).rule
-        test_gold_n, test_scores = draw_scores(world, rng, 4000)
+        test_gold_n, test_scores = draw_scores(world, rng, 2000)
         accuracy = {rule: (table.argmax(axis=1) == test_gold_n).mean() for rule, table in test_scores.items()}
         losses.append(max(accuracy.values()) - accuracy[chosen])
     return 100 * float(np.mean(losses))
 
 
 def test_auto_is_within_a_point_of_the_best_rule_in_hindsight():
-    assert regret_points(rows=100, worlds=150) < 1.0
+    assert regret_points(rows=100, worlds=100) < 1.0
     # At the fewest rows allowed it costs little more (1.2 in 300 worlds); always taking one rule costs 4.7.
-    assert regret_points(rows=32, worlds=150) < 1.8
+    assert regret_points(rows=32, worlds=100) < 1.8
 
 
 def test_the_table_says_what_was_tried():

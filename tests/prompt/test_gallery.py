@@ -37,3 +37,12 @@ def test_prompts_reach_no_torch():
     code += "print([m for m in ('torch', 'transformers', 'scipy', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_file_on_the_page_loads(tmp_path):
+    page = PAGE.read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    template = load_template(str(path))
+    assert template.render(template.example).prefix == "Review: Ten hours well spent.\nRecommended:"
+    assert template.gold_text(template.example) == "yes"

@@ -220,7 +220,7 @@ _TEMPLATES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(source=_TEMPLATES, text=st.text(max_size=200))
 def test_any_template_gives_bounded_text_or_one_line(source, text):
     try:

@@ -15,9 +15,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-# Read on banking77 (1,500 training against all test texts, 2026-11-22): from 0.7 on the pairs are rewordings by one word
-# ("waiting on my new card to be delivered"), at 0.6 to 0.65 other questions. It refuses 40 rows there, none of SST-2's
-# and CSL's first 1,500.
+# Read on banking77 (1,500 training against all test texts, 2026-11-22): from 0.7 on the pairs differ in a word
+# ("waiting on my new card to be delivered"), at 0.6 to 0.65 they are other questions. It refuses 40 rows there, and
+# none of the first 1,500 of SST-2 and CSL.
 MIN_SIMILARITY = 0.7
 PIECE_CHARACTERS = 5
 

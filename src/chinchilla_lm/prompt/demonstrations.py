@@ -15,7 +15,7 @@ A demonstration that equals or nearly equals any test item is refused (`contamin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -69,6 +69,12 @@ class DemoDraw:
     rows: tuple[Any, ...]
     is_shared: bool
     refused: tuple[int, ...]
+
+    def shared(self) -> DemoDraw:
+        """Return a draw that serves every row: itself, or the first row's demonstrations."""
+        if self.is_shared:
+            return self
+        return replace(self, indices=self.indices[0], rows=self.rows[0], is_shared=True)
 
 
 def select_demonstrations(

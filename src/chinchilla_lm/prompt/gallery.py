@@ -35,7 +35,12 @@ def prompts_page(templates: Sequence[Template]) -> str:
             for template in chosen:
                 if template.language == language:
                     lines += _entry(template, named)
-    return "\n".join(lines).replace("# Prompts\n", _INTRODUCTION.format(count=len(templates)), 1).rstrip() + "\n"
+    return (
+        "\n".join(lines)
+        .replace("# Prompts\n", _INTRODUCTION.format(count=len(templates), example=_OWN_EXAMPLE), 1)
+        .rstrip()
+        + "\n"
+    )
 
 
 _INTRODUCTION = """# Prompts
@@ -43,6 +48,24 @@ _INTRODUCTION = """# Prompts
 Written by `make docs` from the template files themselves: {count} wordings, each shown on its example row. A name goes
 after `--template`; so does the path of a YAML file of yours, with the same keys. The text in ⟦ ⟧ is the right answer as
 a demonstration shows it; a prompt to be answered ends before it, never in a space.
+
+A file of your own, checked when it is read (a wrong key, a word that two labels share, a prompt that ends in a space:
+one line that says so). The keys are the fields of `chinchilla_lm.prompt.template.Template`:
+
+```yaml
+{example}```
+
+Text between braces is Jinja2 in a sandbox: fields, `if`, `for`, `set` and plain filters, at most 200,000 characters.
+"""
+
+_OWN_EXAMPLE = """\
+task: text-classification
+language: en
+item: "Review: {{ text }}\\nRecommended:"
+fields: [text]
+labels: {"0": "no", "1": "yes"}   # label in the rows: word in the prompt
+domain: "Recommended:"            # the prompt without the row, for the rule pmi
+example: {text: "Ten hours well spent.", label: "1"}
 """
 
 

@@ -78,10 +78,14 @@ def plan_scores(
     """
     wanted = (rules,) if isinstance(rules, str) else tuple(rules)
     check_rules(template, wanted)
+    is_common = not demonstrations or isinstance(demonstrations[0], Mapping)
+    before = _texts_before(template, demonstrations, wanted) if is_common else None  # type: ignore[arg-type]
     groups: dict[str, int] = {}
     requests: list[ScoreRequest] = []
     for number, row in enumerate(rows):
-        requests += _row_requests(template, row, number, demonstrations_of(demonstrations, number), (wanted, groups))
+        own = before or _texts_before(template, demonstrations[number], wanted)  # type: ignore[arg-type]
+        group = groups.setdefault(own.shared, len(groups))
+        requests += _row_requests(template, row, (number, group), own, wanted)
     if rows and "pmi" in wanted and _has_fixed_domain(template, rows[0]):
         requests += _domain_requests(template, rows[0], row_number=-1, group=0)
     if rows and "cc" in wanted:
@@ -113,36 +117,36 @@ def check_rules(template: Template, rules: Sequence[str]) -> None:
         )
 
 
-def demonstrations_of(
-    demonstrations: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]], row: int
-) -> Sequence[Mapping[str, Any]]:
-    """Return a row's demonstrations, whether they are the same for all or its own."""
-    if demonstrations and not isinstance(demonstrations[0], Mapping):
-        return demonstrations[row]  # type: ignore[return-value]
-    return demonstrations  # type: ignore[return-value]
+@dataclass(frozen=True)
+class _Before:
+    """The text before an item, for the usual direction and for the channel."""
+
+    shared: str
+    channel: str
+
+
+def _texts_before(template: Template, demonstrations: Sequence[Mapping[str, Any]], rules: Sequence[str]) -> _Before:
+    channel = _channel_shared(template, demonstrations) if "channel" in rules else ""
+    return _Before(template.shared_text(demonstrations), channel)
 
 
 def _row_requests(
-    template: Template,
-    row: Mapping[str, Any],
-    number: int,
-    demonstrations: Sequence[Mapping[str, Any]],
-    asked: tuple[Sequence[str], dict[str, int]],
+    template: Template, row: Mapping[str, Any], place: tuple[int, int], before: _Before, rules: Sequence[str]
 ) -> list[ScoreRequest]:
-    rules, groups = asked
-    parts = template.render(row, demonstrations)
-    group = groups.setdefault(parts.shared, len(groups))
+    number, group = place
+    parts = dataclasses.replace(template.render(row), shared=before.shared)
     requests: list[ScoreRequest] = []
     if set(rules) - {"channel"}:
         requests += _requests_of(parts, "conditional", number, group)
     if "pmi" in rules and not _has_fixed_domain(template, row):
         requests += _domain_requests(template, row, number, group)
     if "channel" in rules:
-        shared = _channel_shared(template, demonstrations)
         for choice, answer in enumerate(parts.answers):
             given, said = _channel_texts(template, row, answer)
-            asked_parts = PromptParts(shared=shared, item=given, choices=(template.delimiter + said,), answers=(said,))
-            requests += _requests_of(asked_parts, "channel", number, group, first_choice=choice)
+            asked = PromptParts(
+                shared=before.channel, item=given, choices=(template.delimiter + said,), answers=(said,)
+            )
+            requests += _requests_of(asked, "channel", number, group, first_choice=choice)
     return requests
 
 
