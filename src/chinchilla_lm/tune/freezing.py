@@ -54,7 +54,7 @@ def choose_parameters(model: TunedModel, config: TuneConfig) -> list[dict[str, A
         ConfigError: the method does not fit the model, or nothing would learn.
     """
     assert config.lr is not None, "resolve the config first"
-    if config.method in _ADAPTERS and not _has_adapter(model):
+    if config.method in _ADAPTERS and not has_adapter(model):
         attach_adapter(model, config)
     is_added = {id(p) for p in _adapter_parameters(model)}
     model.requires_grad_(False)
@@ -194,7 +194,8 @@ def _head_parameters(model: TunedModel) -> list[nn.Parameter]:
     return [] if model.head is None else list(model.head.parameters())
 
 
-def _has_adapter(model: TunedModel) -> bool:
+def has_adapter(model: TunedModel) -> bool:
+    """Whether a method has already added its parameters."""
     return bool(_adapter_parameters(model))
 
 
