@@ -69,6 +69,21 @@ def test_a_search_continues_and_asks_what_it_would_have_asked(config: TuneConfig
     assert len(read_records(folder / "trials.jsonl")) == 2
 
 
+def test_a_trial_that_is_stopped_leaves_the_loop_and_keeps_its_reports(
+    config: TuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict(RandomChooser):
+        def goes_on(self, number: int, rung: int, score: float) -> bool:
+            return number == 0
+
+    monkeypatch.setattr(module, "make_chooser", lambda dials, own, seed: Strict(dials=dials, own=own, seed=seed))
+    trials = search(config, 2).record["search"]["trials"]
+    assert [trial["state"] for trial in trials] == ["finished", "stopped"]
+    assert trials[1]["value"] is not None
+    steps = read_records(Path(config.out) / "search" / "trial-001" / "records.jsonl", "evaluation/1")
+    assert len(steps) == 1
+
+
 def test_the_test_rows_are_read_only_after_the_choice(config: TuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     (Path(config.out).parent / "test.jsonl").write_text("not rows")
     bad = TuneConfig(**{**vars(config), "test": str(Path(config.out).parent / "test.jsonl")})

@@ -60,11 +60,6 @@ class Measures:
         """The primary's formula, or None."""
         return self.formulas.get(self.primary)
 
-    def is_better_than(self, other: Measures) -> bool:
-        """Say whether the primary value is strictly better than another's."""
-        assert self.primary == other.primary, f"{self.primary} against {other.primary}"
-        return self.value > other.value if self.higher_is_better else self.value < other.value
-
     def as_record(self) -> dict[str, Any]:
         """Return what a record holds: values, primary, higher_is_better and per_class, plain and finite (nan: None)."""
         per_class = {name: _finite(row) for name, row in self.per_class.items()}
