@@ -16,6 +16,7 @@ from chinchilla_lm.generate.sampling import Sampling
 if TYPE_CHECKING:
     from chinchilla_lm.generate.constraint import Constraint
 
+LARGEST_SCALE = 100.0  # of guidance, of either sign: far beyond use (papers: 1 to 5)
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -40,7 +41,7 @@ class Guidance:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise ConfigError("guidance needs a second prompt of 1 or more tokens, got 0; give the end-of-text token")
-        if not abs(self.scale) <= 100:  # far beyond use (papers: 1 to 5); also refuses nan
+        if not abs(self.scale) <= LARGEST_SCALE:  # also refuses nan
             raise ConfigError(f"guidance scale must be in [-100, 100], got {self.scale!r}; 1.5 is a usual value")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from chinchilla_lm.generate.request import LARGEST_SCALE
 from chinchilla_lm.generate.sampling import LARGEST_BIAS, LARGEST_PENALTY, REPETITION_RANGE
 from chinchilla_lm.serve.fields import (
     anything,
@@ -66,6 +67,22 @@ class ResponseFormat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptGuidance:
+    """Steering away from a second prompt (ours): log-probabilities are second + scale * (first - second)."""
+
+    prompt: str = wanted(text())
+    scale: float = wanted(number(-LARGEST_SCALE, LARGEST_SCALE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatGuidance:
+    """The same away from the conversation under another system message."""
+
+    system: str = wanted(text())
+    scale: float = wanted(number(-LARGEST_SCALE, LARGEST_SCALE))
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamOptions:
     """`include_usage`: a last chunk with the number of tokens."""
 
@@ -93,6 +110,9 @@ class GenerationBody:
     stream: bool = optional(boolean(), False)
     stream_options: StreamOptions | None = optional(objects(StreamOptions))
     response_format: ResponseFormat | None = optional(objects(ResponseFormat))
+    guided_json: Any = optional(anything())
+    guided_regex: str | None = optional(text(1, 4096))
+    guided_choice: tuple[str, ...] | None = optional(many(text(1, 1024), most=1024))
     user: str | None = optional(text(0, 512))
 
 
@@ -104,6 +124,7 @@ class CompletionBody(GenerationBody):
     max_tokens: int | None = optional(integer(0, MOST_TOKENS))
     best_of: int | None = optional(integer(1, MOST_CHOICES))
     echo: bool = optional(boolean(), False)
+    guidance: PromptGuidance | None = optional(objects(PromptGuidance))
     logprobs: int | None = optional(integer(0, MOST_LOGPROBS))
 
 
@@ -140,6 +161,7 @@ class ChatBody(GenerationBody):
     messages: tuple[Message, ...] = wanted(many(objects(Message, _MESSAGE_UNSUPPORTED), most=4096))
     max_tokens: int | None = optional(integer(1, MOST_TOKENS))
     max_completion_tokens: int | None = optional(integer(1, MOST_TOKENS))
+    guidance: ChatGuidance | None = optional(objects(ChatGuidance))
     logprobs: bool = optional(boolean(), False)
     top_logprobs: int | None = optional(integer(0, MOST_LOGPROBS))
 
@@ -193,8 +215,7 @@ UNSUPPORTED: dict[str, str] = {
     "use_beam_search": "use best_of",
     "min_tokens": "use logit_bias against the end-of-text token",
     "ignore_eos": "use logit_bias against the end-of-text token",
-    "guided_json": 'use response_format {"type": "json_schema"}',
-    "guided_regex": 'use response_format {"type": "regex"}',
-    "guided_choice": 'use response_format {"type": "labels"}',
+    "guided_grammar": 'use response_format {"type": "regex"} or {"type": "json_schema"}',
+    "structured_outputs": 'use response_format {"type": "json_schema"}, {"type": "regex"} or {"type": "labels"}',
 }
 """Fields of other servers and what to do instead."""

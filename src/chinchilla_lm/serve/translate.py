@@ -12,7 +12,7 @@ from typing import Any
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.generate.constraint import Constraint, JsonConstraint, LabelConstraint, RegexConstraint
 from chinchilla_lm.generate.penalties import bad_word_ids
-from chinchilla_lm.generate.request import Request
+from chinchilla_lm.generate.request import Guidance, Request
 from chinchilla_lm.generate.sampling import Sampling
 from chinchilla_lm.generate.text import encode_prompt
 from chinchilla_lm.serve.api_errors import ApiError, bad_field
@@ -38,13 +38,21 @@ def completion_requests(body: CompletionBody, served: ServedModel, limits: Limit
         raise bad_field("max_tokens", "must be >= 1 without echo, got 0")
     if body.best_of is not None and body.best_of > body.n and body.stream:
         raise bad_field("best_of", "cannot be streamed: the best are known at the end; leave out stream")
-    options: dict[str, Any] = {"logprobs": body.logprobs, "echo": body.echo, "best_of": body.best_of}
-    return [
-        _request(
-            body, served, ids, _new_tokens(body.max_tokens, DEFAULT_COMPLETION_TOKENS, ids, served, limits), options
-        )
+    guidance = None
+    if body.guidance is not None:
+        second_ids = _encode(body.guidance.prompt, served, limits, "guidance.prompt", reserve=1)
+        guidance = _guidance(second_ids, body.guidance.scale, limits)
+    options: dict[str, Any] = {
+        "logprobs": body.logprobs,
+        "echo": body.echo,
+        "best_of": body.best_of,
+        "guidance": guidance,
+    }
+    counts = [
+        _new_tokens(body.max_tokens, DEFAULT_COMPLETION_TOKENS, _longer(ids, guidance), served, limits)
         for ids in prompts
     ]
+    return [_request(body, served, ids, count, options) for ids, count in zip(prompts, counts, strict=True)]
 
 
 def chat_requests(body: ChatBody, served: ServedModel, limits: Limits) -> list[Request]:
@@ -63,17 +71,18 @@ def chat_requests(body: ChatBody, served: ServedModel, limits: Limits) -> list[R
         raise bad_field("max_tokens", "and max_completion_tokens differ; give one of them")
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_field("top_logprobs", "needs logprobs = true")
-    try:
-        prompt = served.template.render([_turn(message) for message in body.messages])
-    except TemplateFailed as error:
-        raise bad_field("messages", str(error), "chat_template_refused") from None
-    ids = _encode(prompt, served, limits, "messages", reserve=1, add_special_tokens=False)
-    if not ids:
-        raise bad_field("messages", "make an empty prompt with this model's chat template; write a message")
+    turns = [_turn(message) for message in body.messages]
+    ids = _render(turns, served, limits, "messages")
     _check_texts(body.n, limits)
+    guidance = None
+    if body.guidance is not None:
+        others = [turn for turn in turns if turn["role"] not in ("system", "developer")]
+        contrary = [{"role": "system", "content": body.guidance.system}, *others]
+        guidance = _guidance(_render(contrary, served, limits, "guidance.system"), body.guidance.scale, limits)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    count = _new_tokens(asked, served.capacity, ids, served, limits)
-    return [_request(body, served, ids, count, {"logprobs": (body.top_logprobs or 0) if body.logprobs else None})]
+    count = _new_tokens(asked, served.capacity, _longer(ids, guidance), served, limits)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return [_request(body, served, ids, count, {"logprobs": logprobs, "guidance": guidance})]
 
 
 def read_prompts(
@@ -102,12 +111,26 @@ def read_prompts(
     ]
 
 
-def read_constraint(form: ResponseFormat | None) -> Constraint | None:
-    """Return what `response_format` asks for.
+def read_constraint(body: GenerationBody) -> Constraint | None:
+    """Return what `response_format`, or a `guided_` field as vLLM has it, asks for.
 
     Raises:
-        ApiError: 400: the part that its type needs is missing, or a part belongs to another type.
+        ApiError: 400: several forms, or the part that a type needs is missing or belongs to another type.
     """
+    asked = ("response_format", "guided_json", "guided_regex", "guided_choice")
+    given = [name for name in asked if getattr(body, name) is not None]
+    if len(given) > 1:
+        raise bad_field(given[1], f"and {given[0]} both give the text a form; give one of them")
+    if body.guided_json is not None:
+        return JsonConstraint(schema=body.guided_json, is_compact=True)
+    if body.guided_regex is not None:
+        return RegexConstraint(pattern=body.guided_regex)
+    if body.guided_choice is not None:
+        return LabelConstraint(labels=body.guided_choice)
+    return _read_form(body.response_format)
+
+
+def _read_form(form: ResponseFormat | None) -> Constraint | None:
     if form is None:
         return None
     parts = {"json_schema": form.json_schema, "regex": form.regex, "labels": form.labels}
@@ -152,11 +175,33 @@ def _request(
             stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
             n=body.n,
             bad_words=bad_word_ids(served.tokenizer, body.bad_words) if body.bad_words else (),
-            constraint=read_constraint(body.response_format),
+            constraint=read_constraint(body),
             **options,
         )
     except ConfigError as error:
         raise ApiError(400, str(error)) from None
+
+
+def _guidance(second_ids: tuple[int, ...], scale: float, limits: Limits) -> Guidance:
+    if limits.slots < 2:
+        raise bad_field("guidance", "needs 2 slots and this server has 1; start it with --slots 2 or more")
+    return Guidance(prompt_ids=second_ids, scale=scale)
+
+
+def _longer(ids: tuple[int, ...], guidance: Guidance | None) -> tuple[int, ...]:
+    return ids if guidance is None else max(ids, guidance.prompt_ids, key=len)
+
+
+def _render(turns: list[dict[str, str]], served: ServedModel, limits: Limits, where: str) -> tuple[int, ...]:
+    assert served.template is not None
+    try:
+        prompt = served.template.render(turns)
+    except TemplateFailed as error:
+        raise bad_field(where, str(error), "chat_template_refused") from None
+    ids = _encode(prompt, served, limits, where, reserve=1, add_special_tokens=False)
+    if not ids:
+        raise bad_field(where, "make an empty prompt with this model's chat template; write a message")
+    return ids
 
 
 def _encode(
