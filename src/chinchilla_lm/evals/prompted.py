@@ -144,12 +144,12 @@ def answer_by_choice(
     """
     settings, tests = settings or PromptSettings(), rows.tests
     gold = [template.gold_index(row) for row in tests]
-    draws = _draws(template, rows, settings.demonstrations)
+    draws = demonstration_draws(template, rows, settings.demonstrations)
     results: list[DrawResult] = []
     cut: set[int] = set()
     for draw in draws:
         wanted = _wanted(settings, template, rows)
-        asked = _Asked(scorer, template, tests, draw, wanted, progress)
+        asked = DrawnScores(scorer, template, tests, draw, wanted, progress)
         cut |= asked.cut_rows
         choice = _choose(settings.rule, scorer, template, rows, draw)
         results.append(_measure(template, tests, gold, draw, choice, asked))
@@ -167,7 +167,7 @@ def answer_by_choice(
     )
 
 
-class _Asked:
+class DrawnScores:
     """One draw's numbers. Attributes: `scores` by rule (n, k), `cut_rows` (numbers of test rows)."""
 
     def __init__(
@@ -202,7 +202,12 @@ def _price(
     return scorer.score([(request.prefix, request.continuation) for request in requests], advance)
 
 
-def _draws(template: Template, rows: PromptRows, settings: DemoSettings) -> list[DemoDraw]:
+def demonstration_draws(template: Template, rows: PromptRows, settings: DemoSettings) -> list[DemoDraw]:
+    """Choose demonstrations; without shots, one draw of none.
+
+    Raises:
+        DataError: shots without a pool, or too few rows in it.
+    """
     if settings.shots == 0:
         return [DemoDraw(draw=0, indices=(), rows=(), is_shared=True, refused=())]
     if not rows.pool:
@@ -230,15 +235,18 @@ def _choose(rule: str, scorer: Scorer, template: Template, rows: PromptRows, dra
         return RuleChoice(rule=rule, reason=f"{rule}: asked for")
     if len(rows.dev) < MIN_LABELLED_ROWS:
         return rule_without_labels(template, rows.tests)
-    if not draw.is_shared:
-        draw = DemoDraw(draw=draw.draw, indices=(), rows=draw.rows[0], is_shared=True, refused=())
     rules = [one for one in rules_to_try(template, rows.dev) if one in rules_to_try(template, rows.tests)]
-    asked = _Asked(scorer, template, rows.dev, draw, rules)
+    asked = DrawnScores(scorer, template, rows.dev, draw.shared(), rules)
     return choose_rule(asked.scores, [template.gold_index(row) for row in rows.dev])
 
 
 def _measure(
-    template: Template, tests: Sequence[Row], gold: Sequence[int], draw: DemoDraw, choice: RuleChoice, asked: _Asked
+    template: Template,
+    tests: Sequence[Row],
+    gold: Sequence[int],
+    draw: DemoDraw,
+    choice: RuleChoice,
+    asked: DrawnScores,
 ) -> DrawResult:
     scores_nk = asked.scores[choice.rule]
     predicted = scores_nk.argmax(axis=1)

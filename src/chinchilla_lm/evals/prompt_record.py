@@ -1,0 +1,89 @@
+"""The record of a prompted evaluation, "prompt/1", and the folder of its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chinchilla_lm.core.files import write_json, write_text
+from chinchilla_lm.evals.prompted import DrawResult, PromptResult, PromptRows
+from chinchilla_lm.evals.written import WrittenDraw, WrittenResult
+from chinchilla_lm.metrics.resampling import interval
+from chinchilla_lm.prompt.template import Template
+
+SCHEMA = "prompt/1"
+
+
+def prompt_record(
+    template: Template,
+    result: PromptResult | WrittenResult,
+    *,
+    model: str,
+    searched: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the record: metrics (means over draws), spread, interval over rows, per_draw, template, scoring."""
+    first = result.draws[0].measures
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "task": template.task,
+        "language": template.language,
+        "model": model,
+        "template": result.template,
+        "shots": result.shots,
+        "rows": result.rows,
+        "metric": first.primary,
+        "metrics": result.mean,
+        "spread": result.spread,
+        "interval": {first.primary: list(_row_interval(result))} if first.counts_nk is not None else {},
+        "per_draw": [_draw_record(draw) for draw in result.draws],
+        "cut_rows": result.cut_rows,
+    }
+    if isinstance(result, PromptResult):
+        record["refused"] = result.refused
+        record["scoring"] = sorted({draw.rule for draw in result.draws})
+    else:
+        record["scoring"] = ["written"]
+    if searched is not None:
+        record["search"] = dict(searched)
+    return record
+
+
+def write_prompt_folder(
+    folder: Path, record: Mapping[str, Any], result: PromptResult | WrittenResult, rows: PromptRows
+) -> None:
+    """Write prompt.json and answers-<draw>.jsonl (one line a test row).
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    for draw in result.draws:
+        lines = [
+            json.dumps({**dict(row), "answer": answer}, ensure_ascii=False, default=str)
+            for row, answer in zip(rows.tests, _answers(draw), strict=True)
+        ]
+        write_text(folder / f"answers-{draw.draw}.jsonl", "\n".join(lines) + "\n")
+    write_json(folder / "prompt.json", dict(record))
+
+
+def _row_interval(result: PromptResult | WrittenResult) -> tuple[float, float]:
+    """The interval over rows, averaged over draws: what other rows of this kind would move the figure by."""
+    ends = [interval(draw.measures) for draw in result.draws]
+    return sum(low for low, _ in ends) / len(ends), sum(high for _, high in ends) / len(ends)
+
+
+def _draw_record(draw: DrawResult | WrittenDraw) -> dict[str, Any]:
+    record: dict[str, Any] = {"draw": draw.draw, "metrics": draw.measures.values, "demonstrations": _plain(draw)}
+    if isinstance(draw, DrawResult):
+        record |= {"rule": draw.rule, "reason": draw.reason, "by_rule": draw.by_rule}
+    return record
+
+
+def _plain(draw: DrawResult | WrittenDraw) -> list[Any]:
+    """Numbers of the solved rows; with a choice of its own for each row they would fill the record and are left out."""
+    return [int(one) for one in draw.demonstrations] if all(isinstance(one, int) for one in draw.demonstrations) else []
+
+
+def _answers(draw: DrawResult | WrittenDraw) -> list[Any]:
+    return list(draw.predicted if isinstance(draw, DrawResult) else draw.answers)

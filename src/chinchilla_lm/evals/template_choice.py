@@ -1,0 +1,125 @@
+"""Which wordings of the library fit a file of rows, and which of them is best on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from chinchilla_lm.core.errors import ChinchillaError, ConfigError
+from chinchilla_lm.evals.prompted import DrawnScores, PromptRows, demonstration_draws
+from chinchilla_lm.evals.scorer import Scorer
+from chinchilla_lm.prompt.choosing import rules_to_try
+from chinchilla_lm.prompt.demonstrations import DemoSettings
+from chinchilla_lm.prompt.library_files import library_templates, load_template
+from chinchilla_lm.prompt.search import PromptArm, SearchResult, search_prompts
+from chinchilla_lm.prompt.template import Template
+
+Row = Mapping[str, Any]
+
+MANY_LABELS = 20
+"""Above it an open label set is taken for intents rather than topics: banking77 has 77, AG News 4, CSL 13."""
+
+
+def fitting_templates(task: str, language: str, rows: Sequence[Row], name: str | None = None) -> list[Template]:
+    """Return the templates that can render these rows, the best guess first.
+
+    Args:
+        task: of `prompt.template.TASKS`.
+        language: "en" or "zh".
+        rows: labelled rows.
+        name: a template's name or file; only that one then.
+
+    Returns:
+        At least one; open label sets have the rows' labels.
+
+    Raises:
+        ConfigError: none fits, with the reason of the first.
+    """
+    if name is not None:
+        return [_with_labels(load_template(name), rows)]
+    fitting, reasons = [], []
+    for template in library_templates(task=task, language=language):
+        try:
+            ready = _with_labels(template, rows)
+            _try(ready, rows[0])
+        except ChinchillaError as error:
+            reasons.append(str(error))
+        else:
+            fitting.append(ready)
+    if not fitting:
+        raise ConfigError(f"no {language} template of {task} fits these rows ({reasons[0]}); name one with --template")
+    wanted = _family(rows) if task == "text-classification" else ""
+    return sorted(
+        fitting, key=lambda one: (not one.name.rsplit("/", 1)[-1].startswith(wanted or "~"), one.kind != "choice")
+    )
+
+
+def search_templates(
+    scorer: Scorer,
+    templates: Sequence[Template],
+    rows: PromptRows,
+    settings: DemoSettings,
+    *,
+    budget_items: int,
+) -> SearchResult:
+    """Find the best template, draw of demonstrations and rule on the dev rows, by successive halving.
+
+    Args:
+        scorer: holds the model.
+        templates: with choices, all of the same task.
+        rows: `dev` decides; `tests` are only used to refuse demonstrations that copy them.
+        settings: shots and draws; every draw is an arm.
+        budget_items: arms times dev rows that may be scored.
+
+    Raises:
+        BudgetError: too few dev rows or items for so many arms.
+        ConfigError: a template that writes its answers.
+    """
+    writing = next((one.name for one in templates if one.kind != "choice"), None)
+    if writing is not None:
+        raise ConfigError(f"{writing} writes its answers; the search compares templates with choices")
+    by_name = {template.name: template for template in templates}
+    draws = {template.name: demonstration_draws(template, rows, settings) for template in templates}
+    arms = [PromptArm(template=name, draw=draw.draw) for name, own in draws.items() for draw in own]
+
+    def evaluate(arm: PromptArm, numbers: np.ndarray) -> Mapping[str, np.ndarray]:
+        template = by_name[arm.template]
+        asked = [rows.dev[number] for number in numbers]
+        gold_n = np.array([template.gold_index(row) for row in asked])
+        rules = [rule for rule in rules_to_try(template, rows.dev) if rule != "bc" or len(asked) >= len(rows.dev) // 2]
+        scored = DrawnScores(scorer, template, asked, draws[arm.template][arm.draw].shared(), rules)
+        return {rule: (scores.argmax(axis=1) == gold_n).astype(float) for rule, scores in scored.scores.items()}
+
+    return search_prompts(arms, evaluate, len(rows.dev), budget_items, settings.seed)
+
+
+def _with_labels(template: Template, rows: Sequence[Row]) -> Template:
+    """Give an open label set the rows' labels; leave a closed one that holds them all; refuse any other."""
+    if template.task not in ("text-classification", "relation-extraction") or template.kind != "choice":
+        return template
+    labels = sorted({str(row["label"]) for row in rows})
+    if template.labels:
+        unknown = [label for label in labels if label not in template.labels]
+        if unknown:
+            raise ConfigError(f"{template.name} has no word for the label {unknown[0]!r}")
+        return template
+    return template.with_labels(labels)
+
+
+def _try(template: Template, row: Row) -> None:
+    template.render(row)
+    if template.kind == "choice":
+        template.gold_index(row)
+    else:
+        template.gold_text(row)
+
+
+def _family(rows: Sequence[Row]) -> str:
+    labels = {str(row["label"]) for row in rows}
+    if any(row.get("text_pair") for row in rows):
+        return "pair"
+    if labels <= {"positive", "negative", "neutral", "0", "1"}:
+        return "sentiment"
+    return "intent" if len(labels) > MANY_LABELS else "topic"
