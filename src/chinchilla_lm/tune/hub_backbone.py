@@ -11,10 +11,8 @@ Axes: b rows, t positions of the input, u positions of an answer, n chosen posit
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -27,24 +25,13 @@ from torch.utils.checkpoint import checkpoint
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.model.transformer import CHUNK_LOGITS
 from chinchilla_lm.tune.backbone import IGNORED, Kind, price_continuations, read_next_tokens, split_by_length
-from chinchilla_lm.tune.config import Mask
+from chinchilla_lm.tune.hub_layout import HubMask, context_of, find_blocks, kind_of, mask_of, open_blocks, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# Where transformers keep their blocks, by family: Llama and most decoders, GPT-2, GPT-NeoX, BERT-like, DistilBERT, T5,
-# BART-like. A list of another name makes freezing by block impossible, and is refused by name.
-_BLOCK_PLACES = ("layers", "h", "encoder.layer", "layer", "transformer.layer", "block", "encoder.layers")
 # Settings that transform logits after the output matrix (Gemma 2, Cohere, Granite): the full forward pass knows them.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubMask:
-    """Attention of a decoder: causal, bidirectional, or bidirectional in the last `blocks` blocks ("top-k")."""
-
-    kind: Mask = "causal"
-    blocks: int = 4
 
 
 class HubBackbone(nn.Module):
@@ -78,7 +65,7 @@ class HubBackbone(nn.Module):
         config = cast(Any, module.config)
         self.width = int(config.hidden_size)
         self.vocab = int(config.vocab_size)
-        self.context = _context_of(config)
+        self.context = context_of(config)
         self.read_states: Callable[[Tensor, Tensor], Tensor] | None = None
         self.write: Callable[..., Tensor] | None = None
 
@@ -93,8 +80,8 @@ class HubBackbone(nn.Module):
         body = self.body
         if self.kind == "seq2seq":
             parts = (cast(Any, self.module).get_encoder(), cast(Any, self.module).get_decoder())
-            return [block for part in parts for block in _find_blocks(part)]
-        return _find_blocks(body)
+            return [block for part in parts for block in find_blocks(part)]
+        return find_blocks(body)
 
     @property
     def device(self) -> torch.device:
@@ -178,7 +165,7 @@ class HubBackbone(nn.Module):
 
         named = {} if not labels else {"id2label": dict(enumerate(labels)), "label2id": _numbered(labels)}
         try:
-            with _quiet():
+            with quiet():
                 full, loading = getattr(transformers, hub_class).from_pretrained(
                     self.folder,
                     local_files_only=True,
@@ -317,7 +304,7 @@ def load_hub_backbone(
 
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        kind = _kind_of(config)
+        kind = kind_of(config)
         if mask.kind != "causal" and kind != "causal":
             raise ModelError(f'mask "{mask.kind}" is for decoders, {folder} is an {kind}; leave the mask out')
         names: dict[Kind, str] = {
@@ -327,7 +314,7 @@ def load_hub_backbone(
         }
         if mask.kind == "bidirectional":
             config.is_causal = False
-        with _quiet():
+        with quiet():
             module = getattr(transformers, names[kind]).from_pretrained(
                 folder,
                 config=config,
@@ -343,83 +330,8 @@ def load_hub_backbone(
         module.config.pad_token_id = tokenizer.pad_token_id
     backbone = HubBackbone(module.to(device), tokenizer, kind=kind, folder=folder, dtype=dtype)
     if mask.kind == "top-k":
-        open_top_blocks(backbone, mask.blocks)
+        open_blocks(backbone.body, backbone.blocks[-mask.blocks :])
     return backbone
-
-
-def open_top_blocks(backbone: HubBackbone, blocks: int) -> None:
-    """Let the last `blocks` blocks of a decoder see the whole text, by hooks on their attention mask.
-
-    Source: Dukic and Snajder 2024 (arXiv 2401.14556), section 3.2: unmasking the top blocks only.
-    """
-    top = backbone.blocks[-blocks:]
-
-    def open_mask(module: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        x_btd = arguments[0] if arguments else named["hidden_states"]
-        mask_bt = backbone.__dict__["_padding_bt"]
-        allowed_b1ts = mask_bt[:, None, None, :].bool().expand(-1, 1, x_btd.shape[1], -1)
-        place = list(inspect.signature(module.forward).parameters).index("attention_mask")
-        if place < len(arguments):  # GPT-2's blocks get it by position
-            return (*arguments[:place], allowed_b1ts, *arguments[place + 1 :]), named
-        return arguments, named | {"attention_mask": allowed_b1ts}
-
-    def note_padding(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
-        backbone.__dict__["_padding_bt"] = named["attention_mask"]
-
-    backbone.body.register_forward_pre_hook(note_padding, with_kwargs=True)
-    for block in top:
-        block.register_forward_pre_hook(open_mask, with_kwargs=True)
-
-
-def mask_of(ids_bt: Tensor, lengths_b: Tensor) -> Tensor:
-    """1 where a position is real, 0 where it is padding, int64, shaped as the ids: by length, never by a padding id."""
-    return (torch.arange(ids_bt.shape[-1], device=ids_bt.device) < lengths_b[..., None]).long()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing bars and reports of new weights, which a head always has."""
-    from transformers.utils import logging
-
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()
-
-
-def _kind_of(config: Any) -> Kind:
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq"
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
-    # BERT-like models are in both lists: transformers can run them as decoders too.
-    is_encoder = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
-    return "causal" if config.model_type in DECODERS and not is_encoder else "encoder"
-
-
-def _context_of(config: Any) -> int:
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            # RoBERTa's positions start after its padding id.
-            return value - (config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0)
-    return 1 << 14  # relative positions without a longest (T5): memory decides
-
-
-def _find_blocks(body: nn.Module) -> list[nn.Module]:
-    for place in _BLOCK_PLACES:
-        module: Any = body
-        for part in place.split("."):
-            module = getattr(module, part, None)
-        if isinstance(module, nn.ModuleList):
-            return list(module)
-    raise ModelError(f"{type(body).__name__} keeps its blocks under an unknown name; use method full, head or pattern")
 
 
 def _numbered(labels: Sequence[str]) -> dict[str, int]:
