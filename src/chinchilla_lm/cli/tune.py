@@ -39,7 +39,7 @@ class JobOptions:
     """The run directory of an earlier tuning: go on from its model, replay its rows, and say what was forgotten."""
     search: int = 0
     """Try so many settings on the validation rows first; the test rows are measured once, with the best."""
-    fractions: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = ()
+    fractions: Annotated[tuple[float, ...], Parameter(negative="", show_default=False, consume_multiple=True)] = ()
     """Also tune on these parts of the rows, such as 0.125 0.25 0.5, and say what twice the labels would bring."""
     json: Annotated[bool, Parameter(name="--json", negative="")] = False
     """Print one JSON document on stdout."""
