@@ -143,3 +143,16 @@ def test_batches_by_length_hold_every_row_once() -> None:
     batches = split_by_length(lengths, tokens_at_once=18)
     assert sorted(row for batch in batches for row in batch) == list(range(6))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 18 for batch in batches)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "bart"])
+def test_dropout_is_that_of_the_config(tiny_folder: Folder, kind: str) -> None:
+    """0 makes training mode deterministic; a head's class gets it too."""
+    for dropout, is_same in ((0.0, True), (0.5, False)):
+        backbone = load_backbone(configure(tiny_folder(kind), dropout=dropout))
+        if kind == "bert":
+            backbone.adopt_head("AutoModelForSequenceClassification", ("a", "b"))
+        backbone.train()
+        ids_bt, lengths_b = padded(backbone, 1)
+        first, second = (backbone.hidden(ids_bt, lengths_b) for _ in range(2))
+        assert torch.equal(first, second) == is_same

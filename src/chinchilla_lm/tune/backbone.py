@@ -117,7 +117,7 @@ def load_backbone(config: TuneConfig, *, dtype: torch.dtype = torch.float32, dev
     from chinchilla_lm.tune.hub_backbone import HubMask, load_hub_backbone
 
     mask = HubMask(kind=config.mask, blocks=config.mask_blocks)
-    return load_hub_backbone(folder, tokenizer, dtype, device, mask)
+    return load_hub_backbone(folder, tokenizer, dtype, device, mask, config.dropout)
 
 
 def choose_form(config: TuneConfig) -> Literal["own", "hub"]:

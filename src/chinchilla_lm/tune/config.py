@@ -30,7 +30,7 @@ Mask = Literal["causal", "bidirectional", "top-k"]
 HeadKind = Literal["auto", "label-words", "fresh", "markers", "span", "generative", "scoring"]
 
 # What may change between a run and its continuation: where it lies, and how often it looks at itself.
-_NOT_DECIDING = ("out", "micro_batch", "threads", "checkpoint_seconds", "test", "test_rows", "bootstrap_draws")
+_NOT_DECIDING = ("out", "micro_batch", "threads", "checkpoint_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,8 @@ class TuneConfig:
         schedule: of the learning rate after the warm-up.
         clip_norm: the gradient's norm is scaled down to this, > 0.
         layer_decay: factor of the learning rate from one block to the one below, in (0, 1]; 1: none.
-        dropout: before the head and where the model has it, in [0, 1); None: 0.1 before a head, the model's own within.
+        dropout: before the head, and where a module of transformers has it, in [0, 1); None: 0.1 before a trained head,
+            the module's own within. Our Transformer has none within.
         patience: validations without a better metric before stopping, >= 1; 0: never stop early.
         evaluate_every: updates between validations, >= 1; None: once an epoch.
         seed: of heads, order of rows, dropout, >= 0.
@@ -209,6 +210,6 @@ class TuneConfig:
             )
 
     def fingerprint(self) -> str:
-        """Name what decides the trained weights: 16 hex digits, equal for two configs that train the same model."""
+        """Name what decides weights and record: 16 hex digits, equal for two configs of the same run."""
         deciding = {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]

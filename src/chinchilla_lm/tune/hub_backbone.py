@@ -11,6 +11,7 @@ Axes: b rows, t positions of the input, u positions of an answer, n chosen posit
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,7 +26,16 @@ from torch.utils.checkpoint import checkpoint
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.model.transformer import CHUNK_LOGITS
 from chinchilla_lm.tune.backbone import IGNORED, Kind, price_continuations, read_next_tokens, split_by_length
-from chinchilla_lm.tune.hub_layout import HubMask, context_of, find_blocks, kind_of, mask_of, open_blocks, quiet
+from chinchilla_lm.tune.hub_layout import (
+    HubMask,
+    context_of,
+    find_blocks,
+    kind_of,
+    mask_of,
+    open_blocks,
+    quiet,
+    set_dropout,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -163,19 +173,22 @@ class HubBackbone(nn.Module):
         """
         import transformers  # seconds to import; everyone who has this class has it
 
-        named = {} if not labels else {"id2label": dict(enumerate(labels)), "label2id": _numbered(labels)}
+        config = copy.deepcopy(self.module.config)  # with this run's dropout
+        if labels:
+            config.id2label, config.label2id = dict(enumerate(labels)), _numbered(labels)
+        for name, value in settings.items():
+            setattr(config, name, value)
         try:
             with quiet():
                 full, loading = getattr(transformers, hub_class).from_pretrained(
                     self.folder,
+                    config=config,
                     local_files_only=True,
                     trust_remote_code=False,
                     use_safetensors=True,
                     dtype=torch.float32,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # a folder already tuned may have a head of other labels
-                    **named,
-                    **settings,
                 )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -285,7 +298,12 @@ class HubHead(nn.Module):
 
 
 def load_hub_backbone(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, device: str, mask: HubMask
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: torch.dtype,
+    device: str,
+    mask: HubMask,
+    dropout: float | None = None,
 ) -> HubBackbone:
     """Read a folder through the Auto classes.
 
@@ -295,6 +313,7 @@ def load_hub_backbone(
         dtype: of activations and matmuls (autocast); weights are float32.
         device: a torch device name.
         mask: of a decoder's attention.
+        dropout: in every place where the model has some; None: the folder's own.
 
     Raises:
         ModelError: transformers does not read it, or it would need a folder's own code or pickled weights, or the mask
@@ -314,6 +333,8 @@ def load_hub_backbone(
         }
         if mask.kind == "bidirectional":
             config.is_causal = False
+        if dropout is not None:
+            set_dropout(config, dropout)
         with quiet():
             module = getattr(transformers, names[kind]).from_pretrained(
                 folder,

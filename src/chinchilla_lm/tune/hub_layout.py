@@ -21,6 +21,19 @@ from chinchilla_lm.tune.config import Mask
 # Where transformers keep their blocks, by family: Llama and most decoders, GPT-2, GPT-NeoX, BERT-like, DistilBERT, T5,
 # BART-like. A list of another name makes freezing by block impossible, and is refused by name.
 _BLOCK_PLACES = ("layers", "h", "encoder.layer", "layer", "transformer.layer", "block", "encoder.layers")
+# BERT-like; GPT-2; T5; BART and most decoders. Those of heads ("classifier_dropout") follow the hidden one when None.
+_DROPOUT_NAMES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "embd_pdrop",
+    "resid_pdrop",
+    "attn_pdrop",
+    "dropout_rate",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "classifier_dropout",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +64,13 @@ def context_of(config: Any) -> int:
             # RoBERTa's positions start after its padding id.
             return value - (config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0)
     return 1 << 14  # relative positions without a longest (T5): memory decides
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Set every dropout that a config.json has, under whatever name."""
+    for name in _DROPOUT_NAMES:
+        if hasattr(config, name):
+            setattr(config, name, dropout)
 
 
 def find_blocks(body: nn.Module) -> list[nn.Module]:
