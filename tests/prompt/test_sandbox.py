@@ -11,7 +11,14 @@ from chinchilla_lm.core.errors import ChinchillaError, ConfigError, DataError
 from chinchilla_lm.prompt import metering
 from chinchilla_lm.prompt.sandbox import compile_text
 
-ROW = {"text": "a good film", "choices": ["yes", "no"], "label": 1, "answers": [{"text": "Oslo"}], "turns": [[1, 2]]}
+ROW = {
+    "text": "a good film",
+    "choices": ["yes", "no"],
+    "label": 1,
+    "answers": [{"text": "Oslo"}],
+    "turns": [[1, 2]],
+    "long": "x" * 100_000,
+}
 
 # Collected server-side template injections (PayloadsAllTheThings, HackTricks, CVE-2014-1402, CVE-2016-10745,
 # CVE-2019-10906, CVE-2024-56326, CVE-2025-27516).
@@ -118,6 +125,13 @@ GROWING = [
     "{% set a = 'ab' %}" + "{% set a = a|join(a) %}" * 40 + "{{ a }}",
     "{% set a = 10 %}" + "{% set a = a * a %}" * 40 + "{{ a }}",
     "{{ text.replace('', 'a' * 100000) }}",
+    "{% for a in range(1000) %}{% for b in range(99) %}{% if 'xy' in long %}{% endif %}{% endfor %}{% endfor %}",
+    "{% for a in range(1000) %}{% for b in range(99) %}{% if long.count('xy') %}{% endif %}{% endfor %}{% endfor %}",
+    "{% for a in range(1000) %}{% for b in range(99) %}{% set c = long[1:] %}{% endfor %}{% endfor %}",
+    "{% for a in range(1000) %}{% for b in range(99) %}{% if long[1:] %}{% endif %}{% endfor %}{% endfor %}",
+    "{% for a in range(1000) %}{% for b in range(99) %}{% if ["
+    + "1," * 2000
+    + "] %}{% endif %}{% endfor %}{% endfor %}",
     "{{ " + "(" * 500 + "1" + ")" * 500 + " }}",
     "{{ " + "[" * 500 + "1" + "]" * 500 + " }}",
     "{{ " + "not " * 5000 + "1 }}",

@@ -60,6 +60,12 @@ def test_an_open_set_takes_the_labels_of_the_rows():
     assert label_word("lost_or__stolen_card") == "lost or stolen card"
 
 
+@pytest.mark.parametrize("choices", [[], "ab", ["a", ""], ["a", " "], [{"text": "a"}], [["a"]], ["a"] * 1001, 3])
+def test_choices_are_texts(choices):
+    with pytest.raises(DataError, match="choices gives"):
+        load_template("en/multiple-choice/question-answer").render({"question": "?", "choices": choices})
+
+
 def test_a_missing_field_is_named():
     with pytest.raises(DataError, match="review needs the field 'text', the row has 'sentence'; name the column"):
         REVIEW.render({"sentence": "x"})

@@ -15,9 +15,10 @@ from jinja2.runtime import Context
 
 # About 50,000 tokens of English, above the context of any model this toolkit trains.
 MAX_RENDERED_CHARACTERS = 200_000
-# Loop steps, calls and operators in one render; a prompt with 1,000 options uses about 5,000.
-MAX_STEPS = 100_000
-# Characters and list items made on the way, the results of every operator together.
+# Parts of the template evaluated in one render: a loop's step counts the parts of its body. A prompt with 1,000 options
+# uses about 10,000.
+MAX_STEPS = 1_000_000
+# Characters and list items made or searched on the way, by every operator together.
 MAX_BUILT = 20 * MAX_RENDERED_CHARACTERS
 MAX_RANGE = 1_000
 
@@ -34,9 +35,9 @@ class Meter:
         self.built_left = MAX_BUILT
         self.caught = caught
 
-    def step(self) -> None:
-        """Count one step."""
-        self.steps_left -= 1
+    def step(self, parts: int = 1) -> None:
+        """Count the evaluation of so many parts."""
+        self.steps_left -= parts
         if self.steps_left < 0:
             raise TooMuch(f"the template takes more than {MAX_STEPS} steps")
 
@@ -51,12 +52,19 @@ class Meter:
 METER: contextvars.ContextVar[Meter] = contextvars.ContextVar("METER")
 
 
-def metered_items(values: Iterable[Any]) -> Iterator[Any]:
-    """Iterate, a step an item."""
+def metered_items(values: Iterable[Any], parts: int = 1) -> Iterator[Any]:
+    """Iterate over what a loop with a body of so many parts reads, counting them at each item."""
     meter = METER.get()
     for value in values:
-        meter.step()
+        meter.step(parts)
         yield value
+
+
+def charged(value: Any) -> Any:
+    """Count the length of a value that an operator is going to search, compare or copy."""
+    if isinstance(value, (str, list, tuple, dict)):
+        METER.get().build(len(value))
+    return value
 
 
 @jinja2.pass_context
@@ -141,6 +149,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
 
 def _flat(value: Any) -> Any:
     """Let `set` name a scalar or a flat list, so that lists cannot double by naming."""
+    charged(value)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     if any(isinstance(part, (list, tuple, dict)) for part in parts):
         raise TypeError("set takes text, a number, or a list or mapping of them")
@@ -148,7 +157,12 @@ def _flat(value: Any) -> Any:
 
 
 # Written into the tree by `sandbox`, which keeps them from templates.
-OWN_FILTERS: dict[str, Callable[..., Any]] = {"_catch": _catch, "_metered": metered_items, "_flat": _flat}
+OWN_FILTERS: dict[str, Callable[..., Any]] = {
+    "_catch": _catch,
+    "_charged": charged,
+    "_flat": _flat,
+    "_metered": metered_items,
+}
 
 
 def small_number(number: float) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from chinchilla_lm.prompt.metering import (
     Meter,
     TooMuch,
     bounded_range,
+    charged,
     join_text,
     print_value,
     replace_text,
@@ -264,6 +265,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
         if name not in _METHODS.get(type(owner), ()) or kwargs:
             raise SecurityError("only range() and the plain methods of text, lists and mappings may be called")
+        charged(owner)
         if name == "replace":
             return replace_text(owner, *args)
         if name == "join":
@@ -325,9 +327,17 @@ def _compile(source: str, where: str, is_value: bool) -> tuple[jinja2.Template, 
 
 
 def _instrument(tree: nodes.Template, is_value: bool) -> nodes.Template:
-    """Put the meter into the tree: loops count their steps, names hold flat values."""
+    """Put the meter into the tree: loops count their bodies, searches and copies their length; names hold flat values."""
     for loop in list(tree.find_all(nodes.For)):
-        loop.iter = _filtered(loop.iter, "_metered")
+        parts = sum(1 for part in (loop.target, *loop.body, loop.test) if part is not None for _ in _parts(part))
+        loop.iter = _filtered(loop.iter, "_metered", nodes.Const(parts, lineno=loop.lineno))
+    for comparison in list(tree.find_all(nodes.Compare)):
+        comparison.expr = _filtered(comparison.expr, "_charged")
+        for operand in comparison.ops:
+            operand.expr = _filtered(operand.expr, "_charged")
+    for item in list(tree.find_all(nodes.Getitem)):
+        if isinstance(item.arg, nodes.Slice):
+            item.node = _filtered(item.node, "_charged")
     for assignment in list(tree.find_all(nodes.Assign)):
         assignment.node = _filtered(assignment.node, "_flat")
     only = tree.body[0] if len(tree.body) == 1 else None
@@ -337,7 +347,13 @@ def _instrument(tree: nodes.Template, is_value: bool) -> nodes.Template:
     return tree
 
 
-def _filtered(expression: nodes.Node, name: str) -> nodes.Filter:
-    filtered = nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno)
+def _parts(node: nodes.Node) -> Iterator[nodes.Node]:
+    yield node
+    for child in node.iter_child_nodes():
+        yield from _parts(child)
+
+
+def _filtered(expression: nodes.Node, name: str, *arguments: nodes.Expr) -> nodes.Filter:
+    filtered = nodes.Filter(expression, name, list(arguments), [], None, None, lineno=expression.lineno)
     filtered.set_environment(_ENVIRONMENT)
     return filtered

@@ -161,7 +161,12 @@ class Template:
         found = _compiled(self, "choices").value(row)
         if not isinstance(found, (list, tuple)) or not 0 < len(found) <= MAX_CHOICES:
             raise DataError(f"{self.name}: choices gives {found!r:.80}; it takes a list of 1 to {MAX_CHOICES} texts")
-        return tuple(str(choice).strip() for choice in found)
+        answers = tuple(str(choice).strip() for choice in found)
+        if not all(answers) or any(isinstance(choice, (list, tuple, dict)) for choice in found):
+            raise DataError(
+                f"{self.name}: choices gives {found!r:.80}; each must be a text with characters, or a number"
+            )
+        return answers
 
     def gold_index(self, row: Mapping[str, Any]) -> int:
         """Return the number of the right choice, from 0.
