@@ -111,3 +111,32 @@ def test_peft_loads_the_adapter_with_head_and_labels(tiny_folder, sentiment_rows
         got = torch.cat([loaded(**each).logits for each in asked]).softmax(dim=-1)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
     assert described["labels"] == ["negative", "positive"]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_a_merged_adapter_is_the_saved_model_and_a_stack_of_halves_is_the_adapter(
+    tiny_folder, sentiment_rows, tmp_path, kind
+):
+    from chinchilla_lm.tune.merging import merge_adapters
+
+    model, task, config = make_run(tiny_folder(kind), sentiment_rows, method="lora", head="fresh")
+    expected = probabilities(task, model, sentiment_rows)
+    save_tuned(model, task, tmp_path / "model", config)
+    adapter = tmp_path / "adapter"
+    merge_adapters(tiny_folder(kind), [adapter], tmp_path / "merged")
+    merge_adapters(tiny_folder(kind), [adapter, adapter], tmp_path / "stacked", weights=[0.75, 0.25])
+    for name in ("merged", "stacked"):
+        got = ask_pipeline(tmp_path / name, sentiment_rows, task.labels)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_what_cannot_be_merged_is_refused(tiny_folder, sentiment_rows, tmp_path):
+    from chinchilla_lm.core.errors import ConfigError, ModelError
+    from chinchilla_lm.tune.merging import merge_adapters
+
+    model, task, config = make_run(tiny_folder("qwen3"), sentiment_rows, method="prompt", head="fresh")
+    save_tuned(model, task, tmp_path / "model", config)
+    with pytest.raises(ModelError, match="virtual tokens"):
+        merge_adapters(tiny_folder("qwen3"), [tmp_path / "adapter"], tmp_path / "merged")
+    with pytest.raises(ConfigError, match="one weight each"):
+        merge_adapters(tiny_folder("qwen3"), [tmp_path / "adapter"], tmp_path / "merged", weights=[1.0, 2.0])

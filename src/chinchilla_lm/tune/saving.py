@@ -92,6 +92,7 @@ def describe_saved(task: Task, config: TuneConfig) -> dict[str, Any]:
         "base": config.model,
         "adapter": config.method in ("lora", "prompt", "prefix", "ia3"),
         "needs_adapter": is_virtual,
+        "hub_settings": dict(getattr(task, "hub_settings", {})),
         "describe": task.describe(),
     }
 
@@ -198,6 +199,7 @@ def _save_adapter(model: TunedModel, task: Task, folder: Path, config: TuneConfi
             save_peft_adapter(model, task.hub_class, task_type, tensors if is_single else {}, temporary)
         if own_tensors:
             write_weights(temporary / OWN_HEAD_FILE, own_tensors, torch.float32)
+        getattr(task, "tokenizer", backbone.tokenizer).save_pretrained(temporary)
         write_json(temporary / TASK_FILE, describe_saved(task, config))
         replace_directory(temporary, folder.absolute())
     finally:
