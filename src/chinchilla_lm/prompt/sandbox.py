@@ -327,7 +327,7 @@ def _compile(source: str, where: str, is_value: bool) -> tuple[jinja2.Template, 
 
 
 def _instrument(tree: nodes.Template, is_value: bool) -> nodes.Template:
-    """Put the meter into the tree: loops count their bodies, searches and copies their length; names hold flat values."""
+    """Put the meter in: loops count their bodies, searches and copies their length; names hold flat values."""
     for loop in list(tree.find_all(nodes.For)):
         parts = sum(1 for part in (loop.target, *loop.body, loop.test) if part is not None for _ in _parts(part))
         loop.iter = _filtered(loop.iter, "_metered", nodes.Const(parts, lineno=loop.lineno))
