@@ -1,7 +1,7 @@
 """Decoding speed on SmolLM2-135M: ours, transformers' generate and llama.cpp, and the limit that memory sets.
 
-    OMP_NUM_THREADS=1 python bench/decode_speed.py --model FOLDER
-    OMP_NUM_THREADS=1 python bench/decode_speed.py --model FOLDER --llama-cpp NODE_FOLDER --gguf FILE --out speed.json
+    python bench/decode_speed.py --model FOLDER --threads 1
+    python bench/decode_speed.py --model FOLDER --threads 2 --llama-cpp NODE_FOLDER --gguf FILE --out speed.json
 
 All sides have the same weights, take the same prompts and choose greedily. FOLDER is a Hugging Face folder;
 NODE_FOLDER holds `npm install node-llama-cpp` (a build of llama.cpp for this processor); FILE is the model as GGUF of
@@ -160,8 +160,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--out")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    options.threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
     return options
 
 
