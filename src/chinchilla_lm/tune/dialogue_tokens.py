@@ -144,9 +144,12 @@ def _longest_window(
 ) -> EncodedDialogue | None:
     """The window that ends with the last open turn and begins as early as fits; its targets are open turns alone."""
     for kept in _suffixes(messages, open_turns[-1] + 1):
+        window = [messages[number] for number in kept]
+        if len(_apply(tokenizer, window, tokenize=True, return_dict=True)["input_ids"]) > max_tokens:
+            continue
         wanted = [place for place, number in enumerate(kept) if number in open_turns]
-        ids, mask, found = mask_dialogue(tokenizer, [messages[number] for number in kept], wanted)
-        if len(ids) <= max_tokens and kept.index(open_turns[-1]) in found:
+        ids, mask, found = mask_dialogue(tokenizer, window, wanted)
+        if kept.index(open_turns[-1]) in found:
             mask[0] = False  # nothing precedes it
             return EncodedDialogue(ids=ids, is_target=mask, turns=tuple(kept[place] for place in found))
     return None
