@@ -350,7 +350,7 @@ def row_of(record: dict[str, Any]) -> tuple[str, ...]:
         shown(paired.get("difference")) + ends(paired) if paired else "–",
         f"{p_value:.2g}" if isinstance(p_value, float) else "–",
         shown(baseline),
-        f"{record['wall_seconds']:.0f} s",
+        f"{record.get('wall_seconds', float('nan')):.0f} s",
     )
 
 

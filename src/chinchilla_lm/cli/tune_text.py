@@ -16,7 +16,7 @@ def tune_lines(run_dir: Path) -> list[str]:
     # jinja2 and markupsafe come with the report: help stays fast
     from chinchilla_lm.report.tune_record import read_tune_run
     from chinchilla_lm.report.tune_rows import changed_examples, metric_rows
-    from chinchilla_lm.report.tune_words import data_sentence, headline, notes, tiles
+    from chinchilla_lm.report.tune_words import change_words, data_sentence, headline, notes, tiles
 
     run = read_tune_run(run_dir)
     lines = ["", *headline(run).sentences, *filter(None, [data_sentence(run)]), ""]
@@ -31,7 +31,8 @@ def tune_lines(run_dir: Path) -> list[str]:
             lines.append(f"{name.lower():{width + 8}}{value}" + (f"  ({remark})" if remark else ""))
     changed = changed_examples(run)
     if changed["n_fixed"] is not None and changed["n_broken"] is not None:
-        lines.append(f"{'rows changed':{width + 8}}{changed['n_fixed']} turned right, {changed['n_broken']} wrong")
+        better, worse = change_words(run)
+        lines.append(f"{'rows changed':{width + 8}}{changed['n_fixed']} turned {better}, {changed['n_broken']} {worse}")
     kept = "model" if run.table("continual").get("is_accepted", True) else "model-rejected"
     lines.append(f"{'model folder':{width + 8}}{run_dir / kept}")
     lines.append(f"{'report':{width + 8}}{run_dir / 'report.html'}")

@@ -93,7 +93,8 @@ def validation_chart(run: TuneRun) -> Chart | None:
     ]
     best = _best_step(run)
     kept = next((point for point in points if point.x == best), None)
-    summary = f"{len(points)} measurements on rows that nothing was trained on."
+    plural = "s" if len(points) > 1 else ""
+    summary = f"{len(points)} measurement{plural} on rows that nothing was trained on."
     if kept is not None:
         layers.append(Marks(label="kept", colour="actual", marker="star", size=7.0, points=(kept,)))
         summary += f" The best, {write(run.metric, kept.y / factor)} after {kept.x:,.0f} updates, was kept."

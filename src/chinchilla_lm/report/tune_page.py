@@ -31,6 +31,7 @@ from chinchilla_lm.report.tune_use import load_lines, serve_lines, use_note
 from chinchilla_lm.report.tune_words import (
     GLOSSARY,
     Headline,
+    change_words,
     data_sentence,
     evaluated_on,
     headline,
@@ -81,6 +82,7 @@ def render_tune_page(run: TuneRun) -> str:
         more_classes=classes[_LISTED_CLASSES:],
         confusions=confusion_rows(run),
         changed=changed_examples(run),
+        turned=change_words(run),
         data=data_rows(run),
         settings=setting_rows(run),
         costs=cost_rows(run),

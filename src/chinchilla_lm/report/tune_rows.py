@@ -45,9 +45,9 @@ _WRITERS = {
 
 
 def metric_rows(run: TuneRun) -> list[dict[str, Any]]:
-    """Return every metric before and after, the primary first: name, texts, picture."""
+    """Return every metric before and after, the primary first, then in the record's order: name, texts, picture."""
     before, after = run.metrics("before"), run.metrics("after")
-    names = sorted({*before, *after}, key=lambda name: (name != run.metric, name))
+    names = sorted(dict.fromkeys([*after, *before]), key=lambda name: name != run.metric)
     rows = []
     for name in names:
         old, new = before.get(name), after.get(name)
@@ -123,7 +123,7 @@ def data_rows(run: TuneRun) -> list[dict[str, Any]]:
         if not is_number(used):
             continue
         left = int(available) - int(used) if is_number(available) else 0
-        said = f"{used / available:.0%} of them, drawn by seed" if left > 0 and available else "all of them"
+        said = f"{100 * used / available:.2g} % of them, drawn by seed" if left > 0 and available else "all of them"
         remark = "; ".join(part for part in (str(found.get("remark") or ""), said) if part)
         rows.append({"split": split, "used": used, "available": available, "file": found.get("file"), "remark": remark})
     return rows

@@ -163,6 +163,11 @@ def write_p(value: Any) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
 
 
+def change_words(run: TuneRun) -> tuple[str, str]:
+    """Return what rows turned: right and wrong where a row is one or the other, else better and worse."""
+    return ("right", "wrong") if run.table("paired", "mcnemar") else ("better", "worse")
+
+
 def metric_name(metric: str) -> str:
     """Return a metric's name as people write it."""
     return _NAMES.get(metric, metric.replace("_", " "))
@@ -233,6 +238,8 @@ def notes(run: TuneRun) -> tuple[str, ...]:
     said = [*run.problems, *(str(each) for each in _sequence(run.record.get("warnings")))]
     if run.table("continual").get("is_accepted") is False:
         said.append(str(run.table("continual").get("sentence") or "The gate rejected the model."))
+    if run.table("best").get("step") == 0:
+        said.append("No update was better on the validation rows than none, so the weights before the first were kept.")
     if evaluated_on(run) != "test":
         said.append(
             "There was no test file: the numbers are of the validation rows, which also chose the best step, so they "
