@@ -39,7 +39,7 @@ def test_the_python_examples_run(live, capsys):
     exec(compile("\n".join(here(block, live) for block in blocks("python")), "docs/serving.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert "32" in lines  # the width of the tiny model
-    assert lines[-1] in (" yes", " no")
+    assert {" yes", " no"} & set(lines)
 
 
 def test_the_table_of_limits_is_the_codes():
