@@ -1,34 +1,39 @@
-"""A tuned classification head on a decoder: Qwen3ForSequenceClassification and LlamaForSequenceClassification folders.
+"""A tuned head on a decoder: classes of texts, or entities within them, from a folder that transformers knows too.
 
-Axes: t positions, d width, c classes. The last token's hidden state meets `score` (c, d), as in transformers. A folder
-holds the trunk's tensors and score.weight in model.safetensors; the labels are id2label of config.json.
+    ...ForSequenceClassification    the last token's state meets `score`; a prompt lies in the folder's tokenizer
+    ...ForTokenClassification       the states of a word's tokens meet `score`; task.json says which of them speak
+
+Folders of Qwen3, Llama and own layouts (`model.headed`). Words of a raw text are its runs of letters and digits, and
+each other sign; in a language without spaces (task.json's joiner is "") each character.
+Axes: t positions, d width, c classes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor
 
 from chinchilla_lm.core.errors import ModelError
-from chinchilla_lm.model.huggingface import WEIGHTS_FILE, export_tensors
-from chinchilla_lm.model.model_config import read_config
+from chinchilla_lm.model.headed import HeadedModel, kind_of, load_headed_model
 from chinchilla_lm.model.transformer import Transformer
+from chinchilla_lm.serve.strict_json import JsonRefused, parse_json
 
-HEAD = "score.weight"
-MOST_LABELS = 100_000
+TASK_FILE = "task.json"
+_LARGEST_TASK_BYTES = 4 << 20  # CLINC150's 151 labels with their words take 20 KB
+_SPACED_WORD = re.compile(r"\w+|[^\w\s]")
+_UNSPACED_WORD = re.compile(r"[A-Za-z0-9]+|\S")
 
 
 class Classifier:
     """A trunk, a head and the names of the classes. Attributes: `trunk`, `labels` (c), `is_multi_label`."""
 
-    def __init__(
-        self, trunk: Transformer, head_cd: torch.Tensor, labels: Sequence[str], *, is_multi_label: bool
-    ) -> None:
+    def __init__(self, trunk: Transformer, head_cd: Tensor, labels: Sequence[str], *, is_multi_label: bool) -> None:
         """Takes parts that belong together."""
         self.trunk, self.labels, self.is_multi_label = trunk, tuple(labels), is_multi_label
         self._head_cd = head_cd
@@ -42,52 +47,103 @@ class Classifier:
         return [float(chance) for chance in chances_c]
 
 
+class Tagger:
+    """A trunk and a head that tags words. Attributes: `trunk`, `labels` (c), IOB2."""
+
+    def __init__(
+        self, model: HeadedModel, tokenizer: Tokenizer, *, pooling: str = "last", is_spaced: bool = True
+    ) -> None:
+        """Takes parts that belong together.
+
+        Args:
+            model: of kind TokenClassification.
+            tokenizer: of its folder.
+            pooling: which tokens speak for a word: "last", "first", or "mean" of their probabilities.
+            is_spaced: words are parted by spaces.
+        """
+        self.trunk, self.labels = model.trunk, model.labels
+        self._weight_cd, self._bias_c = model.head["score.weight"], model.head["score.bias"]
+        self._tokenizer, self._pooling = tokenizer, pooling
+        self._pattern = _SPACED_WORD if is_spaced else _UNSPACED_WORD
+
+    @torch.inference_mode()
+    def entities(self, text: str) -> list[dict[str, Any]]:
+        """Return {entity_group, word, start, end, score} of each entity, characters from `start` to before `end`."""
+        encoding = self._tokenizer.encode(text)
+        x_td = self.trunk.hidden(torch.tensor([encoding.ids]))[0].float()
+        chances_tc = (x_td @ self._weight_cd.t() + self._bias_c).softmax(dim=-1)
+        found: list[dict[str, Any]] = []
+        scores: list[float] = []
+        before, first, offsets = "O", 0, encoding.offsets
+        for match in self._pattern.finditer(text):
+            while first < len(offsets) and offsets[first][1] <= match.start():
+                first += 1
+            end = first
+            while end < len(offsets) and offsets[end][0] < match.end():
+                end += 1
+            covering = list(range(first, end))
+            if not covering:
+                before = "O"
+                continue
+            chosen = {"last": covering[-1:], "first": covering[:1]}.get(self._pooling, covering)
+            chance_c = chances_tc[chosen].mean(dim=0)
+            best = int(chance_c.argmax())
+            tag, score = self.labels[best], float(chance_c[best])
+            kind = tag.partition("-")[2] if tag[:2] in ("B-", "I-") else tag
+            if tag != "O" and tag[:2] == "I-" and before[2:] == kind and found:
+                scores.append(score)
+                found[-1] |= {"end": match.end(), "score": sum(scores) / len(scores)}
+            elif tag != "O":
+                scores = [score]
+                found.append({"entity_group": kind, "start": match.start(), "end": match.end(), "score": score})
+            before = tag
+        return [{**each, "word": text[each["start"] : each["end"]]} for each in found]
+
+
 def is_classifier(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json describes a sequence classifier."""
-    names = config.get("architectures")
-    return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
+    """Whether a config.json describes a task's head and no language model."""
+    return kind_of(config) is not None
 
 
-def load_classifier(folder: Path, config: Mapping[str, Any]) -> Classifier:
-    """Read a classifier's folder.
+def load_classifier(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> Classifier | Tagger:
+    """Read a tuned folder.
 
     Args:
         folder: checked by `check_model_folder`.
         config: its config.json.
+        tokenizer: its tokenizer.json.
 
     Raises:
-        ModelError: labels or tensors are missing or do not fit.
+        ModelError: labels or tensors are missing or do not fit, or a head that has no route.
     """
-    labels = _read_labels(folder, config)
-    kind = config.get("problem_type") or "single_label_classification"
-    if kind not in ("single_label_classification", "multi_label_classification") or len(labels) < 2:
+    kind = kind_of(config)
+    if kind not in ("SequenceClassification", "TokenClassification"):
         raise ModelError(
-            f"{folder}: problem_type {kind!r} with {len(labels)} labels is not served; use two or more classes"
+            f"{folder}: a head of kind {kind} is not served; ask it with transformers (its card says how), or serve a "
+            "classification of texts or tokens"
         )
-    trunk = Transformer(replace(read_config(folder), is_tied=True))  # tied: a classifier's folder has no lm_head
-    head_cd = torch.empty(len(labels), trunk.shape.d_model)
-    targets = {**export_tensors(trunk), HEAD: head_cd}
-    path = folder / WEIGHTS_FILE
+    model = load_headed_model(folder)
+    if kind == "TokenClassification":
+        said = _read_task(folder / TASK_FILE).get("describe", {})
+        pooling, joiner = str(said.get("pooling", "last")), said.get("joiner", " ")
+        return Tagger(model, tokenizer, pooling=pooling, is_spaced=joiner != "")
+    problem = model.problem_type or "single_label_classification"
+    if problem not in ("single_label_classification", "multi_label_classification") or len(model.labels) < 2:
+        raise ModelError(
+            f"{folder}: problem_type {problem!r} with {len(model.labels)} labels is not served; use two or more classes"
+        )
+    head_cd = model.head["score.weight"]
+    return Classifier(model.trunk, head_cd, model.labels, is_multi_label=problem.startswith("multi"))
+
+
+def _read_task(path: Path) -> dict[str, Any]:
+    """task.json of a folder that `chinchilla tune` wrote; {} for a folder of others."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _LARGEST_TASK_BYTES:
+        raise ModelError(f"{path} has more than {_LARGEST_TASK_BYTES} bytes; save the model again")
     try:
-        with safe_open(path, framework="pt") as weights, torch.no_grad():
-            shapes = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-            for name, target in targets.items():
-                if shapes.get(name) != list(target.shape):
-                    raise ModelError(
-                        f"{path}: tensor {name} has shape {shapes.get(name)} and must have {list(target.shape)}; "
-                        "config.json and the weights must belong together"
-                    )
-                target.copy_(weights.get_tensor(name))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a whole safetensors file ({error}); write or download it again") from None
-    return Classifier(trunk.eval(), head_cd, labels, is_multi_label=kind.startswith("multi"))
-
-
-def _read_labels(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    table = config.get("id2label")
-    if not isinstance(table, dict) or not 0 < len(table) <= MOST_LABELS:
-        raise ModelError(f"{folder}: config.json has no id2label; save the model again with its labels")
-    labels = [table.get(str(index)) for index in range(len(table))]
-    if not all(isinstance(label, str) for label in labels):
-        raise ModelError(f"{folder}: id2label must name the classes 0 to {len(table) - 1}; save the model again")
-    return [str(label) for label in labels]
+        table = parse_json(path.read_bytes())
+    except JsonRefused as error:
+        raise ModelError(f"{path}: {error}") from None
+    return table if isinstance(table, dict) else {}

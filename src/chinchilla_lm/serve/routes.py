@@ -19,6 +19,7 @@ from chinchilla_lm.serve import metrics as metrics_page
 from chinchilla_lm.serve.answers import Answer
 from chinchilla_lm.serve.api_errors import ApiError
 from chinchilla_lm.serve.bodies import BodyReader
+from chinchilla_lm.serve.classifier import Tagger
 from chinchilla_lm.serve.guards import Exchange
 from chinchilla_lm.serve.metrics import Metrics
 from chinchilla_lm.serve.openai_schema import (
@@ -36,6 +37,7 @@ from chinchilla_lm.serve.settings import ServerSettings
 from chinchilla_lm.serve.translate import chat_requests, completion_requests, read_prompts
 
 Result = TypeVar("Result")
+Given = TypeVar("Given")
 
 
 class Routes:
@@ -89,10 +91,15 @@ class Routes:
             )
         prompts = await self._read_input(request, body.input)
         rows: list[dict[str, Any]] = []
-        for index, chances in enumerate(await self._compute(request, classifier.probabilities, prompts)):
-            best = max(range(len(chances)), key=chances.__getitem__)
-            label = classifier.labels[best]
-            rows.append({"index": index, "label": label, "probs": chances, "num_classes": len(chances)})
+        if isinstance(classifier, Tagger):
+            texts = _only_texts(body.input)
+            for index, entities in enumerate(await self._compute(request, classifier.entities, texts)):
+                rows.append({"index": index, "entities": entities})
+        else:
+            for index, chances in enumerate(await self._compute(request, classifier.probabilities, prompts)):
+                best = max(range(len(chances)), key=chances.__getitem__)
+                label = classifier.labels[best]
+                rows.append({"index": index, "label": label, "probs": chances, "num_classes": len(chances)})
         answer = {"object": "list", "data": rows, "labels": list(classifier.labels), "model": self._served.name}
         return JSONResponse({**answer, "usage": self._read_usage(prompts)})
 
@@ -242,7 +249,7 @@ class Routes:
         return await self._read(lambda: read_prompts(given, self._served, self._limits, "input", reserve=0))
 
     async def _compute(
-        self, request: Request, work: Callable[[tuple[int, ...]], Result], prompts: Sequence[tuple[int, ...]]
+        self, request: Request, work: Callable[[Given], Result], prompts: Sequence[Given]
     ) -> list[Result]:
         """Do the work for each prompt in the lane, until the time is over or the client has left."""
         results: list[Result] = []
@@ -258,6 +265,13 @@ class Routes:
             )
             raise ApiError(504, f"{message}; send fewer", code="request_timeout") from None
         return results
+
+
+def _only_texts(given: str | Sequence[Any]) -> list[str]:
+    texts = [given] if isinstance(given, str) else list(given)
+    if not all(isinstance(text, str) for text in texts):
+        raise ApiError(400, "input: entities are places in a text; send texts, not token ids", param="input")
+    return texts
 
 
 async def _server_sent(answer: Answer, run: Run, *, has_usage: bool) -> AsyncIterator[str]:

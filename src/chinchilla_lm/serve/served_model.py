@@ -24,7 +24,7 @@ from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.model.huggingface import load_model
 from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.serve.chat_template import ChatTemplate, TemplateFailed, find_chat_template
-from chinchilla_lm.serve.classifier import Classifier, is_classifier, load_classifier
+from chinchilla_lm.serve.classifier import Classifier, Tagger, is_classifier, load_classifier
 from chinchilla_lm.serve.draft import load_draft
 from chinchilla_lm.serve.model_folder import check_model_folder, find_model_folder
 from chinchilla_lm.serve.settings import Limits
@@ -52,7 +52,7 @@ class ServedModel:
         trunk: the model, for hidden states; float32.
         scheduler: writes text; None for a classifier.
         template: makes a prompt of a chat; None when the model has none.
-        classifier: gives classes; None for a language model.
+        classifier: gives classes, or entities; None for a language model.
         lane: the one thread for hidden states and classes.
         readers: threads that tokenise, render and submit.
     """
@@ -67,7 +67,7 @@ class ServedModel:
     trunk: Transformer
     scheduler: Scheduler | None
     template: ChatTemplate | None
-    classifier: Classifier | None
+    classifier: Classifier | Tagger | None
     lane: ThreadPoolExecutor
     readers: ThreadPoolExecutor
 
@@ -118,7 +118,7 @@ def load_served_model(
     tables = check_model_folder(folder)
     tokenizer = _load_tokenizer(folder)
     config = tables["config.json"]
-    classifier = load_classifier(folder, config) if is_classifier(config) else None
+    classifier = load_classifier(folder, config, tokenizer) if is_classifier(config) else None
     trunk = classifier.trunk if classifier else load_model(folder).eval()
     longest_id = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if longest_id >= trunk.shape.vocab:

@@ -1,0 +1,90 @@
+"""Tuned folders behind /v1/classify: a prompt in the tokenizer, entities; against transformers on the same folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.serve.conftest import run_live
+
+from chinchilla_lm.core.errors import ModelError
+from chinchilla_lm.serve.served_model import load_served_model
+from chinchilla_lm.serve.settings import ServerSettings
+
+TEXTS = ["the sea said nothing", "hello, said the cook"]
+
+
+def save_folder(tiny_folder: Path, folder: Path, kind: str, labels: list[str]) -> Any:
+    """A random Qwen3 of a task, and a tokenizer that puts a prompt around a text."""
+    import transformers
+    from tokenizers import processors
+
+    shape = json.loads((tiny_folder / "config.json").read_text())
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = transformers.Qwen3Config(
+        **{name: shape[name] for name in (*names, "num_key_value_heads", "head_dim")},
+        max_position_embeddings=64,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(3)
+    model = getattr(transformers, f"Qwen3For{kind}")(config).eval()
+    model.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    if kind == "SequenceClassification":
+        pieces = [
+            {"id": name, "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
+            for name, ids in (("before", [9, 8]), ("after", [7]))
+        ]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=["before:0", "$A:0", "after:0"], pair=["$A:0", "$B:0"], special_tokens=pieces
+        )
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def test_the_prompt_in_the_tokenizer_is_read(tiny_folder, tmp_path):
+    import transformers
+
+    save_folder(tiny_folder, tmp_path / "m", "SequenceClassification", ["bad", "fine", "good"])
+    pipe = transformers.pipeline("text-classification", model=str(tmp_path / "m"), device="cpu")
+    with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
+        answer = live.post("/v1/classify", {"model": "tiny", "input": TEXTS}).json()
+    for row, text in zip(answer["data"], TEXTS, strict=True):
+        expected = {each["label"]: each["score"] for each in pipe(text, top_k=None)}
+        assert row["probs"] == pytest.approx([expected[label] for label in answer["labels"]], abs=1e-4)
+
+
+def test_entities_are_those_of_the_words_last_tokens(tiny_folder, tmp_path):
+    labels = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    model = save_folder(tiny_folder, tmp_path / "m", "TokenClassification", labels)
+    described = {"schema": "tuned/1", "describe": {"pooling": "last", "joiner": " "}}
+    (tmp_path / "m" / "task.json").write_text(json.dumps(described))
+    with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
+        answer = live.post("/v1/classify", {"model": "tiny", "input": TEXTS}).json()
+        assert live.post("/v1/classify", {"model": "tiny", "input": [1, 2]}).status_code == 400
+        encodings = [live.served.tokenizer.encode(text) for text in TEXTS]
+    assert any(row["entities"] for row in answer["data"])
+    for row, text, encoding in zip(answer["data"], TEXTS, encodings, strict=True):
+        with torch.no_grad():
+            chances_tc = model(torch.tensor([encoding.ids])).logits[0].softmax(dim=-1)
+        for entity in row["entities"]:
+            assert entity["word"] == text[entity["start"] : entity["end"]]
+            first = text[entity["start"] :].split()[0].rstrip(",")
+            end = entity["start"] + len(first)
+            last = max(t for t, (low, _) in enumerate(encoding.offsets) if low < end)
+            tag = labels[int(chances_tc[last].argmax())]
+            assert tag[2:] == entity["entity_group"]
+            if len(first) == len(entity["word"]):
+                assert entity["score"] == pytest.approx(float(chances_tc[last].max()), abs=1e-4)
+
+
+def test_a_head_without_a_route_is_refused_in_one_line(tiny_folder, tmp_path):
+    save_folder(tiny_folder, tmp_path / "m", "QuestionAnswering", ["a", "b"])
+    with pytest.raises(ModelError, match="QuestionAnswering is not served"):
+        load_served_model(tmp_path / "m")
