@@ -155,8 +155,8 @@ def test_spans_load_as_the_models_own_class_with_equal_logits(tiny_folder, tmp_p
     ("rows", "settings"),
     [
         (TAGGED, {"task": "token-classification"}),
+        (RELATED, {"task": "relation-extraction", "head": "markers"}),
         (RELATED, {"task": "relation-extraction"}),
-        (RELATED, {"task": "relation-extraction", "head": "fresh"}),
         (ASKED, {"task": "question-answering", "head": "span"}),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_bidirectional_model_is_loaded_bidirectional(tiny_folder, tmp_path):
 def test_folders_that_cannot_answer_are_refused(tiny_folder, tmp_path):
     with pytest.raises(ModelError, match="has no task.json"):
         load_deployed(tiny_folder("qwen3"))
-    saved(tiny_folder("qwen3"), RELATED, tmp_path / "model", task="relation-extraction")
+    saved(tiny_folder("qwen3"), RELATED, tmp_path / "model", task="relation-extraction", head="markers")
     description = read_json(tmp_path / "model" / "task.json")
     for changes, message in (
         ({"task": "translation"}, "is not of token-classification"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from chinchilla_lm.core.errors import DataError
+from chinchilla_lm.core.errors import DataError, ModelError
 from chinchilla_lm.tune.backbone import load_backbone
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.tagging import make_tagging, tag_logits, unit_log_probabilities
@@ -151,3 +151,10 @@ def test_measure_is_span_f1_and_there_is_no_zero_shot(tiny_folder):
     silent = [{"tags": ["O"] * len(row["tokens"])} for row in ROWS]
     assert task.measure(silent, ROWS).values["f1"] == 0.0
     assert task.zero_shot(model.backbone, ROWS) is None
+
+
+def test_an_encoder_decoder_tags_where_transformers_has_a_class_for_it(tiny_folder):
+    task, model = build(tiny_folder("t5"))
+    assert task.predict(model, ROWS) == [task.predict(model, [row])[0] for row in ROWS]
+    with pytest.raises(ModelError, match="AutoModelForTokenClassification"):
+        build(tiny_folder("bart"))

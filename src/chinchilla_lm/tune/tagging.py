@@ -124,7 +124,7 @@ class Tagging:
 
     def make_head(self, backbone: Backbone) -> nn.Module:
         """A decoder's own linear layer behind dropout; of an encoder the head of its class in transformers."""
-        if backbone.kind == "encoder":
+        if backbone.kind != "causal":
             return backbone.adopt_head(self.hub_class, self.labels)  # type: ignore[attr-defined]
         return LinearHead(backbone.width, len(self.labels), dropout=self._dropout)
 
