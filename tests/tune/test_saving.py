@@ -140,3 +140,69 @@ def test_what_cannot_be_merged_is_refused(tiny_folder, sentiment_rows, tmp_path)
         merge_adapters(tiny_folder("qwen3"), [tmp_path / "adapter"], tmp_path / "merged")
     with pytest.raises(ConfigError, match="one weight each"):
         merge_adapters(tiny_folder("qwen3"), [tmp_path / "adapter"], tmp_path / "merged", weights=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_serve_answers_as_the_tuned_model(tiny_folder, sentiment_rows, tmp_path, kind):
+    from chinchilla_lm.serve.served_model import load_served_model
+
+    rows = sentiment_rows[:8]
+    model, task, config = make_run(tiny_folder(kind), sentiment_rows, method="lora")
+    save_tuned(model, task, tmp_path / "model", config)
+    served: Any = load_served_model(tmp_path)
+    got = [served.classifier.probabilities(served.tokenizer.encode(row["text"]).ids) for row in rows]
+    torch.testing.assert_close(torch.tensor(got), probabilities(task, model, rows), atol=1e-5, rtol=0)
+    served.close(0.1)
+
+
+NER = [
+    {"tokens": ["Anna", "Smith", "lives", "in", "London", "."], "tags": ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]},
+    {"tokens": ["the", "dog", "ran", "to", "Paris"], "tags": ["O", "O", "O", "O", "B-LOC"]},
+]
+SPAN = [
+    {
+        "question": "Who wrote the play ?",
+        "context": "The play was written by Anna Smith in London .",
+        "answers": [{"text": "Anna Smith", "start": 24}],
+    }
+]
+RELATION = [
+    {"text": "Anna lives in London", "head": [0, 4], "tail": [14, 20], "label": label, "head_type": "PER"}
+    for label in ("lives_in", "none")
+]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    ("task_name", "rows", "settings"),
+    [
+        ("token-classification", NER, {}),
+        ("question-answering", SPAN, {"head": "span"}),
+        ("relation-extraction", RELATION, {}),
+        ("relation-extraction", RELATION, {"head": "markers"}),
+    ],
+)
+def test_heads_of_other_tasks_are_never_lost(tiny_folder, tmp_path, kind, task_name, rows, settings):
+    """The folder's class of transformers has our states and our head, bit for bit or to rounding."""
+    from safetensors.torch import load_file
+
+    model, task, config = make_run(tiny_folder(kind), rows, task=task_name, method="lora", **settings)
+    save_tuned(model, task, tmp_path / "model", config)
+    loaded: Any = getattr(transformers, task.hub_class).from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    ids_bt, lengths_b = torch.arange(3, 19)[None], torch.tensor([16])
+    head: Any = model.head
+    with torch.no_grad():
+        x_btd = model.backbone.hidden(ids_bt, lengths_b)
+        body = loaded if task.hub_class == "AutoModel" else loaded.base_model
+        torch.testing.assert_close(body(ids_bt).last_hidden_state, x_btd, atol=1e-4, rtol=1e-4)
+        if task.hub_class == "AutoModel":
+            saved = load_file(tmp_path / "model" / "head.safetensors")
+            assert all(torch.equal(saved[name], tensor) for name, tensor in head.state_dict().items())
+        elif task_name == "question-answering":
+            found = loaded(ids_bt)
+            both = torch.stack((found.start_logits, found.end_logits), dim=-1)
+            torch.testing.assert_close(both, head(x_btd), atol=1e-4, rtol=1e-4)
+        else:
+            x = x_btd[:, -1] if task_name == "relation-extraction" else x_btd
+            torch.testing.assert_close(loaded(ids_bt).logits, head(x), atol=1e-4, rtol=1e-4)
+            assert loaded.config.id2label == dict(enumerate(task.labels))
