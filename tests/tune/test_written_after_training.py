@@ -13,6 +13,7 @@ from chinchilla_lm.tune.backbone import load_backbone
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.freezing import choose_parameters, make_optimizer
 from chinchilla_lm.tune.task import TunedModel
+from chinchilla_lm.tune.writing import Writing, make_writer
 
 PROMPT = [7, 90, 33, 12, 60]
 
@@ -46,3 +47,17 @@ def test_the_text_after_an_update_is_that_of_the_updated_weights(
         fresh = backbone.generate([PROMPT], 8, ())
     assert after == fresh
     assert after != before
+
+
+def test_a_line_break_before_the_first_word_does_not_end_an_answer(tiny_folder: Callable[[str], Path]):
+    config = TuneConfig(task="translation", model=str(tiny_folder("qwen3")), train="a", out="b", method="full")
+    backbone: Any = load_backbone(config)
+    backbone.eval()
+    (first, *_), end = backbone.generate([PROMPT], 3, ())[0], backbone.tokenizer.eos_token_id
+    writing = Writing(max_tokens=6, stop_ids=(end, first), opening_ids=(first,))
+    assert backbone.generate([PROMPT], 6, (end, first)) == [[]]
+    expected = backbone.generate([[*PROMPT, first]], 6, (end, first))
+    assert expected != [[]]
+    assert make_writer(backbone, writing)([PROMPT]) == expected
+    closed = Writing(max_tokens=6, stop_ids=(end, first))
+    assert make_writer(backbone, closed)([PROMPT]) == [[]]

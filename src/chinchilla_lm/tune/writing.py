@@ -24,6 +24,7 @@ from chinchilla_lm.tune.own_backbone import OwnBackbone
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
 
+_MOST_OPENINGS = 2  # SmolLM2 answers "Summary:" with one line break or two
 Prompts = Sequence[Sequence[int]]
 Write = Callable[[Prompts], list[list[int]]]
 
@@ -35,6 +36,7 @@ class Writing:
     Attributes:
         max_tokens: of one answer, >= 1.
         stop_ids: tokens that end it.
+        opening_ids: those of them that do not while nothing is written: a chat model likes to begin with a line break.
         beams: > 1: beam search with so many.
         temperature: > 0: tokens are drawn.
         seed: of the draws.
@@ -42,6 +44,7 @@ class Writing:
 
     max_tokens: int
     stop_ids: tuple[int, ...]
+    opening_ids: tuple[int, ...] = ()
     beams: int = 1
     temperature: float = 0.0
     seed: int = 0
@@ -56,6 +59,7 @@ def writing_of(config: TuneConfig, max_tokens: int, stop_ids: Sequence[int]) -> 
     return Writing(
         max_tokens=max_tokens,
         stop_ids=tuple(stop_ids),
+        opening_ids=tuple(stop_ids)[1:],  # the first is the end-of-text token, the others begin with a stop string
         beams=config.beams,
         temperature=config.temperature,
         seed=config.seed,
@@ -65,9 +69,28 @@ def writing_of(config: TuneConfig, max_tokens: int, stop_ids: Sequence[int]) -> 
 def make_writer(backbone: Backbone, writing: Writing) -> Write:
     """The function that continues a batch of prompts until a stop token, which it leaves out."""
     if writing.beams == 1 and writing.temperature == 0:
-        return lambda prompts: backbone.generate(prompts, writing.max_tokens, writing.stop_ids)
+        return lambda prompts: _write_greedily(backbone, writing, prompts)
     write_one = _own_writer(backbone, writing) if isinstance(backbone, OwnBackbone) else _hub_writer(backbone, writing)
     return lambda prompts: [write_one(list(prompt)) for prompt in prompts]
+
+
+def _write_greedily(backbone: Backbone, writing: Writing, prompts: Prompts) -> list[list[int]]:
+    """Continue all prompts; those that open with line breaks are asked again behind them."""
+    asked = [list(prompt) for prompt in prompts]
+    answers = backbone.generate(asked, writing.max_tokens, writing.stop_ids)
+    for _ in range(_MOST_OPENINGS if backbone.kind == "causal" and writing.opening_ids else 0):
+        empty = [index for index, answer in enumerate(answers) if not answer]
+        if not empty:
+            break
+        first = backbone.next_token_logits([asked[index] for index in empty]).argmax(dim=-1).tolist()
+        opened = [(index, token) for index, token in zip(empty, first, strict=True) if token in writing.opening_ids]
+        for index, token in opened:
+            asked[index].append(token)
+        again = [index for index, _ in opened if len(asked[index]) < backbone.context]
+        written = backbone.generate([asked[index] for index in again], writing.max_tokens, writing.stop_ids)
+        for index, answer in zip(again, written, strict=True):
+            answers[index] = answer
+    return answers
 
 
 def _own_writer(backbone: OwnBackbone, writing: Writing) -> Callable[[list[int]], list[int]]:
