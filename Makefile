@@ -30,6 +30,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_pages.py
 	$(BIN)/python docs/make_laws_page.py
 	$(BIN)/python docs/make_fit_page.py
+	$(BIN)/python docs/make_prompts_page.py
 
 torture: $(STAMP)
 	$(THREADS) $(BIN)/python -m pytest -m torture

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from chinchilla_lm.cli.suites import SuiteOptions
 from chinchilla_lm.cli.terminal import SamplingOptions, visible
 from chinchilla_lm.core.errors import DataError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 _DEFAULTS = SamplingOptions()
+_SUITE_DEFAULTS = SuiteOptions()
 
 
 def generate(
@@ -77,18 +79,32 @@ def evaluate(
     corpus: tuple[str, ...] = (),
     data: Path | None = None,
     max_tokens: int | None = None,
+    by_domain: Annotated[bool, Parameter(negative="")] = False,
+    suites: SuiteOptions = _SUITE_DEFAULTS,
     json: JsonFlag = False,
 ) -> None:
-    """Measure a model's loss and bits per byte on text it has not seen.
+    """Measure a model: loss and bits per byte on text it has not seen, or its accuracy on zero-shot suites.
 
     Args:
         model: A model folder or a run directory.
         corpus: Held-out text: files, folders or globs, tokenised with the model's own tokenizer.
         data: A folder that `chinchilla prepare` wrote: its held-out part is used. A run directory brings its own.
         max_tokens: Use at most so many targets; all by default.
+        by_domain: With --corpus: whole documents by sliding windows, and each source for itself.
+        suites: Zero-shot suites in place of text.
         json: Print one JSON document, the eval record.
     """
     # torch takes seconds to import
+    if suites.suite or suites.harness:
+        from chinchilla_lm.cli.suites import evaluate_suites
+
+        evaluate_suites(model, suites, is_json=json)
+        return
+    if by_domain or suites.stride is not None:
+        from chinchilla_lm.cli.suites import evaluate_domains
+
+        evaluate_domains(model, corpus, suites.stride, is_json=json)
+        return
     from chinchilla_lm.evals.perplexity import evaluate as measure
 
     transformer, tokenizer, _ = _load(model)
