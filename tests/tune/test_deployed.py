@@ -156,7 +156,7 @@ def test_spans_load_as_the_models_own_class_with_equal_logits(tiny_folder, tmp_p
     [
         (TAGGED, {"task": "token-classification"}),
         (RELATED, {"task": "relation-extraction", "head": "markers"}),
-        (RELATED, {"task": "relation-extraction"}),
+        (RELATED, {"task": "relation-extraction", "head": "fresh"}),
         (ASKED, {"task": "question-answering", "head": "span"}),
     ],
 )
