@@ -14,7 +14,6 @@ from cyclopts import App
 
 from chinchilla_lm.cli import tune as command
 from chinchilla_lm.cli.display import StudyDisplay
-from chinchilla_lm.report.tune_card import tune_card
 from chinchilla_lm.report.tune_charts import tune_charts
 from chinchilla_lm.report.tune_record import read_tune_run
 from chinchilla_lm.train.job import Interrupted
@@ -59,7 +58,7 @@ def test_one_command_from_rows_to_a_page(words, tmp_path, capsys):
     assert f"{100 * accuracy:.1f} %" in page
     assert "Class by class" in page
     assert f"{100 * accuracy:.1f} %" in captured.err
-    assert "20 test rows" in tune_card(tmp_path / "run")
+    assert "20 test rows" in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     run(words())  # a finished run is only read
     assert json.loads(capsys.readouterr().out) == document
 

@@ -158,8 +158,10 @@ def _run(config: TuneConfig, job: JobOptions, going_on: ContinueOptions, display
         from chinchilla_lm.tune.tuning import tune as tune_model
 
         tune_model(config, display)
+    from chinchilla_lm.report.tune_card import write_tune_card
     from chinchilla_lm.report.tune_page import write_tune_page
 
+    write_tune_card(config.out)
     write_tune_page(config.out)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 import chinchilla_lm
+from chinchilla_lm.core.files import write_text
 from chinchilla_lm.report.card import fenced, markdown_text, yaml_scalar
 from chinchilla_lm.report.tune_record import TuneRun, read_tune_run
 from chinchilla_lm.report.tune_rows import cost_rows, data_rows, metric_rows, setting_rows, value_text
@@ -33,6 +34,23 @@ _LIMITS = {
     "multiple-choice": "It ranks the choices it is given; a wrong set of choices still gets an answer.",
 }
 _GENERATIVE_LIMIT = "What it writes may be wrong, unkind or made up; nothing checks it against the source."
+
+
+def write_tune_card(run_dir: Path | str) -> Path | None:
+    """Write README.md into the tuned folder of a run directory.
+
+    Returns:
+        The file; None where the run has no model folder.
+
+    Raises:
+        DataError: no tune.json, or the file cannot be written.
+    """
+    folders = [Path(run_dir) / name for name in ("model", "model-rejected")]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        return None
+    write_text(folder / "README.md", tune_card(run_dir))
+    return folder / "README.md"
 
 
 def tune_card(run_dir: Path | str) -> str:
