@@ -45,6 +45,7 @@ def test_parts_are_tuned_measured_on_the_same_rows_and_fitted(
     assert [point["rows"] for point in found["points"]] == [40, 10, 10, 20]
     assert found["points"][0]["value"] == result.record["metrics_after"]["accuracy"]
     assert found["doubled"]["rows"] == 80
+    assert any("10 rows for 2 labels" in warning for warning in found["warnings"])
     assert result.record["metrics_before"] is not None
     parts = sorted(path.name for path in (result.folder / "fractions").iterdir())
     assert parts == ["rows-000010-0", "rows-000010-1", "rows-000020-0"]
