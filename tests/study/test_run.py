@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 
 from chinchilla_lm.core.records import read_records
+from chinchilla_lm.laws.count import count_parameters
+from chinchilla_lm.model.huggingface import load_model, save_model
+from chinchilla_lm.study.directory import RunDirectory
+from chinchilla_lm.study.finish import keep_draft
 
 # Far below where laws hold: it is the machinery that is tested, the forecast only for being made and kept.
 WORDS = ("run", "--budget", "2e11", "--sweep-share", "0.35", "--least-rung-flops", "4e9")
@@ -83,6 +87,22 @@ def test_a_forecast_below_the_floor_is_not_called_established(finished):
     out, document = finished
     assert document["predicted"]["established"] is False
     assert any("1e+12" in reason for reason in json.loads((out / "forecast.json").read_text())["reasons"])
+
+
+def test_a_small_model_of_the_sweep_is_left_as_a_draft_if_one_is_small_enough(finished, tmp_path):
+    out, _ = finished
+    final = count_parameters(load_model(out / "model").shape).total
+    assert not (out / "sweep" / "drafts").exists()
+    drafts = sorted((out / "drafts").glob("*"))
+    sizes = {json.loads(line)["params_total"] for line in (out / "sweep" / "records.jsonl").read_text().splitlines()}
+    assert len(drafts) == int(min(sizes) <= final / 2)
+    directory = RunDirectory(tmp_path)
+    for size in (90_000, 300_000, 700_000):
+        save_model(load_model(out / "model"), directory.sweep / "drafts" / str(size))
+    assert keep_draft(directory, 1_000_000) == directory.drafts / "90000"
+    assert keep_draft(directory, 1_000_000) == directory.drafts / "90000"  # again: nothing is left to choose from
+    assert load_model(directory.drafts / "90000").shape == load_model(out / "model").shape
+    assert keep_draft(RunDirectory(tmp_path / "none"), 1000) is None
 
 
 def test_transformers_loads_the_folder_and_finds_the_same_loss(finished):

@@ -44,6 +44,7 @@ class RunDirectory:
     plan = property(lambda self: self.path / "plan.toml")
     train = property(lambda self: self.path / "train")
     model = property(lambda self: self.path / "model")
+    drafts = property(lambda self: self.path / "drafts")
     evaluation = property(lambda self: self.path / "eval.json")
     report = property(lambda self: self.path / "report.html")
     stages = property(lambda self: self.path / "stages.jsonl")

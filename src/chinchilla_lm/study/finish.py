@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chinchilla_lm.core.files import read_json, write_json, write_text
+from chinchilla_lm.core.files import explain_os_error, read_json, write_json, write_text
 from chinchilla_lm.data.loader import HeldOut
 from chinchilla_lm.data.manifest import Manifest
 from chinchilla_lm.data.tokenizer import load_tokenizer
@@ -24,6 +27,9 @@ _SAMPLE_PROMPT_TOKENS = 24
 _SAMPLE_TEMPERATURES = (0.0, 0.8)
 # Windows that transformers is asked for as well; its loss must agree with ours to rounding.
 _CHECK_WINDOWS = 64
+# A draft of a tenth of the size is usual (Leviathan et al. 2023, section 4, took 1 to 10 %); above a half its own
+# passes cost more than it can spare.
+_DRAFT_SHARE, _LARGEST_DRAFT_SHARE = 0.1, 0.5
 
 
 def export_and_evaluate(directory: RunDirectory, model: Transformer, manifest: Manifest, heldout: HeldOut) -> None:
@@ -52,6 +58,30 @@ def export_and_evaluate(directory: RunDirectory, model: Transformer, manifest: M
             "transformers_check": _check_with_transformers(directory, saved, heldout),
         },
     )
+
+
+def keep_draft(directory: RunDirectory, params_total: int) -> Path | None:
+    """Leave one of the sweep's models as a draft of the final one, in drafts/<parameters>/, and remove the others.
+
+    A draft is a model folder like any other; `chinchilla serve RUN --draft auto` finds it. May be called again.
+
+    Args:
+        directory: of the run; ladder trials left their models in sweep/drafts/.
+        params_total: of the final model.
+
+    Returns:
+        The draft's folder; None if no trial was of less than half the final size.
+    """
+    candidates = directory.sweep / "drafts"
+    sizes = [int(folder.name) for folder in candidates.glob("*") if folder.name.isdigit()]
+    smaller = [size for size in sizes if size <= _LARGEST_DRAFT_SHARE * params_total]
+    if smaller:
+        best = min(smaller, key=lambda size: abs(math.log(size / (_DRAFT_SHARE * params_total))))
+        with explain_os_error(directory.drafts):
+            directory.drafts.mkdir(exist_ok=True)
+            (candidates / str(best)).rename(directory.drafts / str(best))
+    shutil.rmtree(candidates, ignore_errors=True)
+    return next(iter(sorted(directory.drafts.glob("*"))), None)
 
 
 def write_card(directory: RunDirectory) -> None:

@@ -239,6 +239,7 @@ class Study:
                     "evaluate", f"{heldout.tokens:,} held-out tokens, samples, a check with transformers"
                 )
                 finish.export_and_evaluate(self.directory, model, manifest, heldout)
+                finish.keep_draft(self.directory, count_parameters(model.shape).total)
         if not self.directory.is_finished("report"):
             with self.directory.stage("report"):
                 finish.write_card(self.directory)

@@ -69,11 +69,12 @@ class TrialTask:
     spec: TrialSpec
     prepared: Path
     trunks: Path
+    drafts: Path
 
 
 def do_trial(task: TrialTask, report: Callable[[float, float], None]) -> dict[str, Any]:
     """Run one trial in a worker process (see `run_trial`)."""
-    return run_trial(task.spec, prepared=task.prepared, trunks=task.trunks, progress=report)
+    return run_trial(task.spec, prepared=task.prepared, trunks=task.trunks, drafts=task.drafts, progress=report)
 
 
 def run_sweep(
@@ -225,9 +226,9 @@ class _Climb:
             else:
                 self._keep(known)
                 results[spec.trial] = known
+        prepared, sweep = self._directory.prepared, self._directory.sweep
         tasks = [
-            TrialTask(spec=spec, prepared=self._directory.prepared, trunks=self._directory.sweep / "trunks")
-            for spec in todo
+            TrialTask(spec=spec, prepared=prepared, trunks=sweep / "trunks", drafts=sweep / "drafts") for spec in todo
         ]
         for event in self._pool.run(do_trial, tasks):
             spec = todo[event.index]

@@ -20,6 +20,7 @@ from chinchilla_lm.data.loader import TokenBatches, heldout_windows
 from chinchilla_lm.data.manifest import load_manifest
 from chinchilla_lm.evals.perplexity import evaluate
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
+from chinchilla_lm.model.huggingface import save_model
 from chinchilla_lm.train.config import TrainConfig
 from chinchilla_lm.train.recipe import RecipeOptions, recipe_for, trunk_branch_step, warmup_steps
 from chinchilla_lm.train.schedule import branch_schedule
@@ -93,6 +94,7 @@ def run_trial(
     *,
     prepared: Path,
     trunks: Path,
+    drafts: Path | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train, cool down and evaluate one trial.
@@ -101,6 +103,8 @@ def run_trial(
         spec: what to train.
         prepared: the prepared text.
         trunks: folder for the trunks' checkpoints.
+        drafts: where a ladder trial leaves its model, in a folder named by its parameters; a longer trained one of the
+            same size replaces it.
         progress: called with (fraction of this trial done, training loss).
 
     Returns:
@@ -134,6 +138,9 @@ def run_trial(
     heldout = heldout_windows(manifest, spec.shape.context, HELDOUT_TOKENS)
     branch.model.compute_dtype = torch.float32  # as the final model is: losses of one law are measured alike
     result = evaluate(branch.model, heldout)
+    if drafts is not None and spec.purpose == "ladder":
+        folder = drafts / str(count_parameters(spec.shape).total)
+        save_model(branch.model, folder, tokenizer_folder=manifest.tokenizer_folder)
     curve = [*grown.curve, *branch.curve]
     thin = max(1, len(curve) // _CURVE_POINTS)
     return {
