@@ -136,7 +136,9 @@ def _messages(fields: Fields, value: Any) -> list[dict[str, str]]:
         key = next((key for key in _SPEAKER if turn.get(key) is not None), None)
         speaker = str(turn_fields.value("role", *_SPEAKER))
         role = _role(speaker.lower(), roles, place, is_role=key in ("role", "from"))
-        messages.append({"role": role, "content": turn_fields.text("content", *_CONTENT)})
+        said = turn_fields.value("content", *_CONTENT)
+        is_silent = isinstance(said, str) and not said.strip()  # SGD's test part has such a turn
+        messages.append({"role": role, "content": "" if is_silent else turn_fields.as_text(said, "content")})
     return messages
 
 
