@@ -198,6 +198,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--show", action="store_true", help="run nothing")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.tiny and not options.worker:
+        options.out = str(Path(options.out) / "tiny")  # so that a trial is never taken for the line itself
     if not options.show and not (Path(options.model, "config.json").is_file() and Path(options.data).is_dir()):
         parser.error("--model needs a folder with a config.json, and --data a folder with the sets")
     return options
@@ -324,7 +326,7 @@ def show(records: list[dict[str, Any]]) -> None:
 
 
 def row_of(record: dict[str, Any]) -> tuple[str, ...]:
-    from chinchilla_lm.report.tune_words import metric_name, write
+    from chinchilla_lm.report.tune_words import metric_name, write, write_points
 
     metric = str(record["metric"])
 
@@ -334,6 +336,10 @@ def row_of(record: dict[str, Any]) -> tuple[str, ...]:
     def ends(table: dict[str, Any] | None) -> str:
         table = table or {}
         return f" ({shown(table.get('low'))} to {shown(table.get('high'))})" if "low" in table else ""
+
+    def change_of(table: dict[str, Any]) -> str:
+        change, low, high = (write_points(metric, table.get(name)) for name in ("difference", "low", "high"))
+        return f"{change} ({low} to {high})"
 
     before, after = ((record.get(f"metrics_{stage}") or {}).get(metric) for stage in ("before", "after"))
     paired, rows = record.get("paired") or {}, record.get("rows") or {}
@@ -347,7 +353,7 @@ def row_of(record: dict[str, Any]) -> tuple[str, ...]:
         metric_name(metric),
         shown(before),
         shown(after) + ends(intervals.get("after")),
-        shown(paired.get("difference")) + ends(paired) if paired else "–",
+        change_of(paired) if paired else "–",
         f"{p_value:.2g}" if isinstance(p_value, float) else "–",
         shown(baseline),
         f"{record.get('wall_seconds', float('nan')):.0f} s",
