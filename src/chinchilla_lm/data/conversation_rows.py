@@ -139,6 +139,10 @@ def _messages(fields: Fields, value: Any) -> list[dict[str, str]]:
         said = turn_fields.value("content", *_CONTENT)
         is_silent = isinstance(said, str) and not said.strip()  # SGD's test part has such a turn
         messages.append({"role": role, "content": "" if is_silent else turn_fields.as_text(said, "content")})
+    if not any(message["content"] for message in messages):
+        raise DataError(
+            f"{fields.place}, turn 1: 'content' is blank, as in all turns; give them text, or delete the row"
+        )
     return messages
 
 
