@@ -141,7 +141,7 @@ def _messages(fields: Fields, value: Any) -> list[dict[str, str]]:
         messages.append({"role": role, "content": "" if is_silent else turn_fields.as_text(said, "content")})
     if not any(message["content"] for message in messages):
         raise DataError(
-            f"{fields.place}, turn 1: 'content' is blank, as in all turns; give them text, or delete the row"
+            f"{fields.place}, turn 1: 'content' is blank, as are all; give them text, or delete the row"
         )
     return messages
 
