@@ -115,7 +115,7 @@ def save_headed_model(model: HeadedModel, folder: Path, *, tokenizer_folder: Pat
         try:
             write_json(temporary / "config.json", config)
             beside = model.kind == "Model"
-            write_weights(temporary / WEIGHTS_FILE, tensors if beside else tensors | model.head, torch.float32)
+            write_weights(temporary / WEIGHTS_FILE, tensors if beside else {**tensors, **model.head}, torch.float32)
             if beside and model.head:
                 write_weights(temporary / OWN_HEAD_FILE, model.head, torch.float32)
             for name in TOKENIZER_FILES:

@@ -113,7 +113,7 @@ def _merge_by_peft(base: Path, adapters: Sequence[Path], kinds: list[str], out: 
     wrapped: Any = peft.PeftModel.from_pretrained(module, str(adapters[0]))
     merged = _scale_layers(wrapped, shares[0]).merge_and_unload()
     for folder, share in zip(adapters[1:], shares[1:], strict=True):
-        config = peft.PeftConfig.from_pretrained(str(folder))
+        config: Any = peft.PeftConfig.from_pretrained(str(folder))
         config.modules_to_save, config.task_type = None, None  # only the first adapter's head counts
         wrapped = peft.get_peft_model(merged, config)
         tensors = {name: tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items() if ".lora_" in name}

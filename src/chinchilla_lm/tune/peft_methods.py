@@ -106,7 +106,7 @@ def save_peft_adapter(
 
     backbone: Any = model.backbone
     wrapped: peft.PeftModel = backbone.peft_model
-    config = copy.deepcopy(wrapped.peft_config["default"])
+    config: Any = copy.deepcopy(wrapped.peft_config["default"])
     prefix = "base_model." if config.is_prompt_learning else "base_model.model."
     tensors = dict(peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if isinstance(model.head, HubHead):
