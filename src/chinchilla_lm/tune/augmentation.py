@@ -45,7 +45,7 @@ _SLOTS = 8
 _OVERSAMPLE = 3
 # Surer than this of the label; the rest is doubt, or another label.
 _LEAST_PROBABILITY = 0.7
-_SAMPLING = {"temperature": 0.9, "top_p": 0.95}
+_SAMPLING = Sampling(temperature=0.9, top_p=0.95)
 _WRITER_EPOCHS = 3.0
 _LONGEST_TEXT = 96  # tokens
 
@@ -224,7 +224,7 @@ def _sample(engine: Engine, backbone: OwnBackbone, labels: Sequence[str], seed: 
                 Request(
                     prompt_ids=tuple(tokenizer.encode(_prompt(label), add_special_tokens=False)),
                     max_tokens=_LONGEST_TEXT,
-                    sampling=Sampling(seed=(seed * 1_000_003 + number) % 2**63, **_SAMPLING),
+                    sampling=replace(_SAMPLING, seed=(seed * 1_000_003 + number) % 2**63),
                     stop=("\n",),
                 )
             )
