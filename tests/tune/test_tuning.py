@@ -169,6 +169,28 @@ def test_the_best_checkpoint_is_really_restored(
     assert record["stopped_at"] == 10
 
 
+def test_among_equals_the_likelier_is_kept_but_never_for_the_untouched_model(
+    configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real_learn = learning.learn
+
+    def run(name: str, measured: list[tuple[float, float]], validates_start: bool) -> dict[str, Any]:
+        values = iter(measured)
+
+        def learn(lesson: learning.Lesson, tell: Any = None) -> Any:
+            def validate() -> Measures:
+                accuracy, nll = next(values)
+                return Measures(values={"accuracy": accuracy, "nll": nll}, primary="accuracy")
+
+            return real_learn(replace(lesson, validate=validate, validates_start=validates_start), tell)
+
+        monkeypatch.setattr(tuning, "learn", learn)
+        return tune(configure(out=str(tmp_path / name), evaluate_every=2, steps=6, patience=9)).record
+
+    assert run("a", [(0.8, 0.5), (0.8, 0.4), (0.8, 0.6)], False)["best"] == {"step": 4, "value": 0.8}
+    assert run("b", [(0.8, 0.5), (0.8, 0.4), (0.8, 0.3), (0.7, 0.1)], True)["best"] == {"step": 0, "value": 0.8}
+
+
 def test_own_and_hub_take_the_same_path(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
     curves = []
     for form in ("own", "hub"):

@@ -52,6 +52,7 @@ class Progressed:
         elapsed_seconds: wall time with validations, over all resumes; what a kill lost is not in it.
         best_step: updates of the best validation; None before the first.
         best_value: its primary measure.
+        best_nll: its mean negative log-likelihood, where the task measures one; it decides between equals.
         misses: validations since then that were not better.
         is_finished: stopped early, or all steps done.
     """
@@ -63,6 +64,7 @@ class Progressed:
     elapsed_seconds: float = 0.0
     best_step: int | None = None
     best_value: float | None = None
+    best_nll: float | None = None
     misses: int = 0
     is_finished: bool = False
 
@@ -235,16 +237,18 @@ def _check(lesson: Lesson, learned: nn.Module, state: Progressed, records: JobRe
         lesson.model.eval()
         measures = lesson.validate()
         lesson.model.train()
-    sign = 1 if measures.higher_is_better else -1
+    sign, nll = (1 if measures.higher_is_better else -1), measures.values.get("nll")
     is_better = state.best_value is None or sign * measures.value > sign * state.best_value
-    if is_better:
-        state.best_step, state.best_value, state.misses = state.step, measures.value, 0
+    # Among equals, which a few hundred rows often give, the likelier answers; but no equal beats the untouched model.
+    is_likelier = nll is not None and state.best_nll is not None and nll < state.best_nll
+    is_chosen = is_better or (measures.value == state.best_value and state.best_step != 0 and is_likelier)
+    state.misses = 0 if is_better else state.misses + 1
+    if is_chosen:
+        state.best_step, state.best_value, state.best_nll = state.step, measures.value, nll
         without_moments = torch.optim.SGD(learned.parameters(), lr=0.0)
         save_checkpoint(lesson.folder / "best", state.step, learned, without_moments, {"value": measures.value})
         prune_checkpoints(lesson.folder / "best", newest_step=state.step, keep=1)
-    else:
-        state.misses += 1
-    measured = {"metrics": measures.as_record()["values"], "value": measures.value, "is_best": is_better}
+    measured = {"metrics": measures.as_record()["values"], "value": measures.value, "is_best": is_chosen}
     records.add_evaluation(state.step, state.tokens, measured)
     return measures.value
 
