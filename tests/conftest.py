@@ -27,3 +27,42 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared corpora are absent: {folder} is no folder; set {SHARED_DATA_VARIABLE} to theirs")
     return folder
+
+
+LINES = ["the sea was calm and the sailor sang", "a whale came near the ship", "the cook said no", "question answer:"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A model folder: 2 layers of width 32, a context of 512, random weights that are not near zero, 300 tokens."""
+    import json  # what follows takes seconds to import, and most tests do without
+
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from chinchilla_lm.core.shapes import ModelShape
+    from chinchilla_lm.model.huggingface import save_model
+    from chinchilla_lm.model.transformer import Transformer, initialise
+
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(LINES * 10, trainer)
+    shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64}
+    model = Transformer(ModelShape(vocab=tokenizer.get_vocab_size(), context=512, **shape))
+    initialise(model, 3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    save_model(model, folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    return folder

@@ -7,7 +7,7 @@ the functions, so that `chinchilla prompt --help` answers at once.
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,9 +110,9 @@ def prompt(
     from chinchilla_lm.evals.prompt_record import prompt_record, write_prompt_folder
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    given = _read(task, rows, options)
+    given, labelled = _read(task, rows, options)
     loaded = load_for_evaluation(model)
-    template, result, searched = _answer(task, loaded, given, options, console)
+    template, result, searched = _answer(task, loaded, given, labelled, options, console)
     record = prompt_record(template, result, searched=searched, model=str(model))
     if out is not None:
         write_prompt_folder(out, record, result, given)
@@ -122,8 +122,11 @@ def prompt(
         console.print(visible(line), markup=False)
 
 
-def _read(task: str, rows: RowOptions, options: PromptOptions) -> PromptRows:
-    """Read, check and divide the rows."""
+def _read(task: str, rows: RowOptions, options: PromptOptions) -> tuple[PromptRows, list[dict[str, Any]]]:
+    """Read, check and divide the rows; also return all of them, whose labels are the set that answers come from.
+
+    With the labels of a drawn part of the test rows alone, that draw would say which answers are possible.
+    """
     import random
 
     from chinchilla_lm.data.labelled import read_rows, rows_for_task
@@ -137,6 +140,7 @@ def _read(task: str, rows: RowOptions, options: PromptOptions) -> PromptRows:
     if options.shots > 0 and not rows.train:
         raise ConfigError(f"--shots {options.shots} needs solved rows; give --train FILE, or --shots 0")
     tests, pool, dev = canonical(rows.test), canonical(rows.train), canonical(rows.dev)
+    labelled = [*tests, *pool, *dev]
     draws = random.Random(options.seed)
     if rows.limit and rows.limit < len(tests):
         tests = draws.sample(tests, rows.limit)
@@ -144,19 +148,26 @@ def _read(task: str, rows: RowOptions, options: PromptOptions) -> PromptRows:
         draws.shuffle(pool)
         count = min(rows.dev_rows, len(pool) // 2)
         dev, pool = pool[:count], pool[count:]
-    return PromptRows(tests=tests, pool=pool, dev=dev)
+    return PromptRows(tests=tests, pool=pool, dev=dev), labelled
 
 
 def _answer(
-    task: str, loaded: Loaded, rows: PromptRows, options: PromptOptions, console: Console
+    task: str,
+    loaded: Loaded,
+    rows: PromptRows,
+    labelled: Sequence[Mapping[str, Any]],
+    options: PromptOptions,
+    console: Console,
 ) -> tuple[Template, PromptResult | WrittenResult, dict[str, Any] | None]:
     from chinchilla_lm.evals.prompted import PromptSettings, answer_by_choice
     from chinchilla_lm.evals.template_choice import fitting_templates, search_templates
     from chinchilla_lm.evals.written import Writing, answer_by_writing
     from chinchilla_lm.prompt.demonstrations import DemoSettings
 
-    templates = fitting_templates(task, options.language, rows.tests, options.template or None)
+    templates = fitting_templates(task, options.language, labelled, options.template or None)
     scorer = loaded.scorer(options.weights)
+    if options.method == "nearest" and options.shots:
+        rows = _with_vectors(loaded, scorer, templates[0], rows)
     draws = options.draws if options.shots else 1
     demonstrations = DemoSettings(shots=options.shots, method=options.method, draws=draws, seed=options.seed)
     searched, template = None, templates[0]
@@ -168,8 +179,6 @@ def _answer(
         searched = _search_record(found)
     if options.thought:
         template = template.thinking()
-    if options.method == "nearest" and options.shots:
-        rows = _with_vectors(loaded, scorer, template, rows)
     settings = PromptSettings(rule=options.calibrate, demonstrations=demonstrations)
     with Progress(
         TextColumn("answering"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),

@@ -67,7 +67,8 @@ def evaluate_suites(model: Path, options: SuiteOptions, *, is_json: bool) -> Non
     if options.against is not None:
         record["against"] = _compare(results, suites, options, console)
     if options.train_data is not None:
-        record["contamination"] = _contamination(loaded, suites, options)
+        ran = {result.suite for result in results}
+        record["contamination"] = _contamination(loaded, [one for one in suites if one.name in ran], options)
     if options.harness:
         from chinchilla_lm.evals.harness import run_harness
 

@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from chinchilla_lm.data.manifest import load_manifest
+from chinchilla_lm.data.shards import open_tokens
 
 WINDOW = 13
 _CHUNK = 1 << 22
@@ -71,19 +72,15 @@ def find_in_training(texts: Sequence[str], tokenizer: Tokenizer, folder: Path, w
 
 def _search(runs: dict[tuple[int, ...], set[int]], folder: Path, window: int) -> set[int]:
     wanted = np.sort(_hashes(np.array(list(runs), dtype=np.uint64), window))
-    manifest, found = load_manifest(folder, verify=False), set()
-    for shard in manifest.shards:
-        if shard.split != "train":
+    tokens, found = open_tokens(load_manifest(folder, verify=False), "train"), set()
+    for first in range(0, len(tokens), _CHUNK):  # chunks overlap by a run; a document may stand on two shards
+        part = tokens.read(first, min(first + _CHUNK + window - 1, len(tokens)))
+        if len(part) < window:
             continue
-        tokens = np.load(folder / shard.file, mmap_mode="r", allow_pickle=False)
-        for first in range(0, len(tokens), _CHUNK):
-            part = np.asarray(tokens[first : first + _CHUNK + window - 1])
-            if len(part) < window:
-                continue
-            hashes = _hashes(np.lib.stride_tricks.sliding_window_view(part, window), window)
-            places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
-            for start in np.flatnonzero(wanted[places] == hashes):
-                found |= runs.get(tuple(int(token) for token in part[start : start + window]), set())
+        hashes = _hashes(np.lib.stride_tricks.sliding_window_view(part, window), window)
+        places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+        for start in np.flatnonzero(wanted[places] == hashes):
+            found |= runs.get(tuple(int(token) for token in part[start : start + window]), set())
     return found
 
 

@@ -37,6 +37,7 @@ class SuiteResult:
         errors: standard error of each value over items.
         parts: quoted value of each part, where there are several.
         correct_n: whether each item was right by the quoted metric, for paired comparisons.
+        groups_n: the part that each item belongs to.
         cut_items: items whose text was cut to fit the context.
     """
 
@@ -48,6 +49,7 @@ class SuiteResult:
     errors: dict[str, float]
     parts: dict[str, float]
     correct_n: tuple[bool, ...]
+    groups_n: tuple[str, ...]
     cut_items: int
 
     @property
@@ -76,9 +78,10 @@ class Comparison:
     """Two models on the same items.
 
     Attributes:
-        difference: second minus first, of the quoted value.
-        standard_error: of the paired difference.
-        p_value: two-sided, exact McNemar test on the items that only one of them has right.
+        difference: second minus first, of the quoted value (for a suite of parts, the mean over parts).
+        standard_error: of the paired difference, stratified as the value itself.
+        p_value: two-sided, McNemar's test on the items that only one of them has right: exact below 25 of them,
+            chi-square with continuity correction above.
         only_first: items that only the first has right.
         only_second: items that only the second has right.
     """
@@ -127,7 +130,7 @@ def compare_results(first: SuiteResult, second: SuiteResult) -> Comparison:
     Raises:
         DataError: the two did not answer the same items.
     """
-    if (first.suite, first.items, first.metric) != (second.suite, second.items, second.metric):
+    if (first.suite, first.metric, first.groups_n) != (second.suite, second.metric, second.groups_n):
         raise DataError(
             f"{first.suite} with {first.items} items and {second.suite} with {second.items} cannot be paired; "
             "run both with the same suite, limit and seed"
@@ -135,11 +138,11 @@ def compare_results(first: SuiteResult, second: SuiteResult) -> Comparison:
     from chinchilla_lm.metrics.resampling import mcnemar
 
     one_n, two_n = np.array(first.correct_n), np.array(second.correct_n)
-    change_n = two_n.astype(float) - one_n
+    difference, standard_error = _stratified(two_n.astype(float) - one_n, np.array(first.groups_n))
     test = mcnemar(first.correct_n, second.correct_n)
     return Comparison(
-        difference=second.value - first.value,
-        standard_error=float(change_n.std(ddof=1) / math.sqrt(len(change_n))) if len(change_n) > 1 else 0.0,
+        difference=difference,
+        standard_error=standard_error,
         p_value=test.p_value,
         only_first=int((one_n & ~two_n).sum()),
         only_second=int((two_n & ~one_n).sum()),
@@ -178,6 +181,7 @@ def _summarise(suite: Suite, items: Sequence[Item], marks: dict[str, np.ndarray]
         errors=errors,
         parts={str(name): float(quoted_n[groups == name].mean()) for name in names} if len(names) > 1 else {},
         correct_n=tuple(bool(mark) for mark in quoted_n),
+        groups_n=tuple(item.group for item in items),
         cut_items=cut_items,
     )
 

@@ -18,6 +18,20 @@ from chinchilla_lm.prompt.template import Template
 
 Row = Mapping[str, Any]
 
+FIRST_WORDINGS = {
+    "sentiment": "sentiment-review",  # Zhao et al. 2021, appendix (SST-2)
+    "topic": "topic-article",  # Zhao et al. 2021, appendix (AG News)
+    "intent": "intent-query",
+    "pair": "pair-premise",
+    "question": "question-answer",  # lm-evaluation-harness, arc and piqa; answers by letter are luck below a billion
+    "continuation": "continuation-plain",  # lm-evaluation-harness, copa and hellaswag
+    "schema": "schema-partial",  # Trinh and Le 2018
+}
+"""The wording that the field uses for a kind of rows: it goes before the others of its family, which follow in the
+order of their names. Where a language lacks it, its family still goes first."""
+_SENTENCE_ENDS = ("?", ".", "!", "？", "。", "！")
+OPEN_FAMILIES = ("topic", "intent")
+"""Whose labels are every user's own: the wordings name examples, which the rows' labels replace."""
 MANY_LABELS = 20
 """Above it an open label set is taken for intents rather than topics: banking77 has 77, AG News 4, CSL 13."""
 
@@ -40,8 +54,11 @@ def fitting_templates(task: str, language: str, rows: Sequence[Row], name: str |
     if name is not None:
         return [_with_labels(load_template(name), rows)]
     fitting, reasons = [], []
+    family = _family(task, rows)
     for template in library_templates(task=task, language=language):
         try:
+            if template.family in OPEN_FAMILIES and family not in OPEN_FAMILIES:
+                raise ConfigError(f"{template.name} asks for topics or intents, the rows are of the family {family!r}")
             ready = _with_labels(template, rows)
             _try(ready, rows[0])
         except ChinchillaError as error:
@@ -50,9 +67,10 @@ def fitting_templates(task: str, language: str, rows: Sequence[Row], name: str |
             fitting.append(ready)
     if not fitting:
         raise ConfigError(f"no {language} template of {task} fits these rows ({reasons[0]}); name one with --template")
-    wanted = _family(rows) if task == "text-classification" else ""
+    first = FIRST_WORDINGS.get(family)
     return sorted(
-        fitting, key=lambda one: (not one.name.rsplit("/", 1)[-1].startswith(wanted or "~"), one.kind != "choice")
+        fitting,
+        key=lambda one: (one.family != family, one.name.rsplit("/", 1)[-1] != first, one.kind != "choice"),
     )
 
 
@@ -100,15 +118,19 @@ def _with_labels(template: Template, rows: Sequence[Row]) -> Template:
     if template.task not in ("text-classification", "relation-extraction") or template.kind != "choice":
         return template
     labels = sorted({str(row["label"]) for row in rows})
-    if template.labels:
+    if template.labels and template.family not in OPEN_FAMILIES:
         unknown = [label for label in labels if label not in template.labels]
         if unknown:
             raise ConfigError(f"{template.name} has no word for the label {unknown[0]!r}")
+        return template
+    if template.labels and set(labels) <= set(template.labels):
         return template
     return template.with_labels(labels)
 
 
 def _try(template: Template, row: Row) -> None:
+    if row.get("contexts") and not template.contexts:
+        raise ConfigError(f"{template.name} asks one question, the rows have one ending after several contexts")
     template.render(row)
     if template.kind == "choice":
         template.gold_index(row)
@@ -116,7 +138,15 @@ def _try(template: Template, row: Row) -> None:
         template.gold_text(row)
 
 
-def _family(rows: Sequence[Row]) -> str:
+def _family(task: str, rows: Sequence[Row]) -> str:
+    """Guess the family of the library that rows belong to; "" where a task's families are told apart by their fields."""
+    if task == "multiple-choice":
+        questions = [str(row.get("question", "")).rstrip() for row in rows]
+        if not any(questions):
+            return "schema"
+        return "question" if any(text.endswith(_SENTENCE_ENDS) for text in questions) else "continuation"
+    if task != "text-classification":
+        return ""
     labels = {str(row["label"]) for row in rows}
     if any(row.get("text_pair") for row in rows):
         return "pair"

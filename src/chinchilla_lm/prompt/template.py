@@ -158,6 +158,7 @@ class Template:
             return tuple(self.labels.values())
         if not self.choices:
             raise DataError(f"{self.name} has an open label set; give it the labels by with_labels([...])")
+        self._check_fields(row)
         found = _compiled(self, "choices").value(row)
         if not isinstance(found, (list, tuple)) or not 0 < len(found) <= MAX_CHOICES:
             raise DataError(f"{self.name}: choices gives {found!r:.80}; it takes a list of 1 to {MAX_CHOICES} texts")
