@@ -21,28 +21,21 @@ from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.completion_tokens import IGNORED, EncodedPair, PairEncoder
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.generative import (
+    MAX_TOKENS,
     PRIMARY,
+    AnswerRequest,
     AnswerTexts,
-    choice_of,
     choose_rows,
-    ensure_end,
-    longest_answer,
-    measure_answers_written,
-    price_answers,
-    stop_tokens,
-    validation_written,
-    write_answers,
+    predict_answers,
+    settle_writing,
+    validate_answers,
 )
 from chinchilla_lm.tune.packing import pack_examples, packed_token_losses, packing_obstacle
 from chinchilla_lm.tune.prompts_generative import make_template, script_of, stop_texts
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
-from chinchilla_lm.tune.writing import make_writer, writing_of
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
-
-MAX_TOKENS = 512
-"""Longest row unless the config says more."""
 
 
 def make_completion(config: TuneConfig, train_rows: Sequence[Row], backbone: Backbone) -> Any:
@@ -54,7 +47,7 @@ def make_completion(config: TuneConfig, train_rows: Sequence[Row], backbone: Bac
     """
     texts = make_texts(config, train_rows)
     if backbone.kind == "seq2seq":
-        from chinchilla_lm.tune.seq2seq import Seq2SeqTask  # which imports this module's parts
+        from chinchilla_lm.tune.seq2seq import Seq2SeqTask  # decoders do without
 
         return Seq2SeqTask(config, texts, train_rows, backbone)
     if backbone.kind != "causal":
@@ -102,9 +95,7 @@ class CompletionTask:
         self.max_tokens = config.max_tokens or min(MAX_TOKENS, backbone.context)
         self.encoder = PairEncoder(backbone.tokenizer, self.max_tokens)
         answer_tokens = [len(self.encoder.bare(texts.answers(row)[0])) for row in train_rows[:1000]]
-        self.max_new_tokens = longest_answer(answer_tokens, config.max_new_tokens, self.max_tokens)
-        self.writing = writing_of(config, self.max_new_tokens, stop_tokens(backbone.tokenizer, texts.stops))
-        ensure_end(backbone)
+        self.writing = settle_writing(config, backbone, self.max_tokens, answer_tokens, texts.stops)
         self.cut_counts = {"prompts_cut": 0, "answers_cut": 0, "rows_refused": 0}
 
     def encode(self, rows: Sequence[Row], *, is_training: bool) -> list[Item]:
@@ -153,38 +144,23 @@ class CompletionTask:
             For each row "text" (None where none was written), and of the given answer "loss" (nats, summed), "tokens",
             "bytes".
         """
-        backbone, chosen = model.backbone, choose_rows(len(rows), most_written)
-        report = counting(progress, len(rows) + len(chosen))
-        items = self.encode(rows, is_training=False)
-        losses_n, tokens_n = price_answers(items, len(rows), lambda batch: item_losses(backbone, batch), report)
-        prompts = [self._prompt_ids(rows[index]) for index in chosen]
-        texts = write_answers(
-            backbone.tokenizer,
-            prompts,
-            self.texts.stops,
-            make_writer(backbone, self.writing),
-            report,
+        request = AnswerRequest(
+            given=[self.texts.answers(row)[0] for row in rows],
+            items=self.encode(rows, is_training=False),
+            losses_of=lambda batch: item_losses(model.backbone, batch),
+            prompts={index: self._prompt_ids(rows[index]) for index in choose_rows(len(rows), most_written)},
+            stops=self.texts.stops,
+            read=lambda index, text: self.texts.read(text, rows[index]),
         )
-        written = {index: self.texts.read(text, rows[index]) for index, text in zip(chosen, texts, strict=True)}
-        return [
-            {
-                "text": written.get(index),
-                "loss": float(losses_n[index]),
-                "tokens": int(tokens_n[index]),
-                "bytes": len(self.texts.answers(row)[0].encode()),
-            }
-            for index, row in enumerate(rows)
-        ]
+        return predict_answers(model.backbone, request, self.writing, progress)
 
     def validate(self, model: TunedModel, rows: Sequence[Row]) -> Measures:
         """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
-        predictions = self.predict(model, rows, most_written=validation_written(self.name))
-        return choice_of(self.measure(predictions, rows))
+        return validate_answers(self, model, rows)
 
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """The task's measures of what was written, and loss, perplexity and bits per byte of the given answers."""
-        gold = [self.texts.gold(row) for row in rows]
-        return measure_answers_written(predictions, gold, self.name, self.texts.answer_language)
+        return self.texts.measure(predictions, rows)
 
     def zero_shot(self, backbone: Backbone, rows: Sequence[Row]) -> list[Prediction] | None:
         """The untouched model by the same prompt, stops and length."""
@@ -203,7 +179,7 @@ class CompletionTask:
         return [] if pair is None else [pair]
 
     def _prompt_ids(self, row: Row) -> list[int]:
-        room = min(self.max_new_tokens, self.max_tokens - 1)
+        room = min(self.writing.max_tokens, self.max_tokens - 1)
         return self.encoder.encode_prompt(self.texts.prompt(row), self._shortener(row), room)
 
     def _shortener(self, row: Row) -> Any:
@@ -274,19 +250,6 @@ def item_losses(backbone: Backbone, items: Sequence[Item]) -> np.ndarray[Any, An
     with torch.no_grad():
         losses_bt, _ = _losses(backbone, batch)
     return losses_bt.double().sum(1).cpu().numpy()
-
-
-def counting(progress: Progress | None, total: int) -> Any:
-    """Turn "so many more are done" into "so many of all are done"."""
-    done = 0
-
-    def report(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress is not None:
-            progress(min(done, total), total)
-
-    return report
 
 
 def _losses(backbone: Backbone, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

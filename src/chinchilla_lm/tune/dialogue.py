@@ -17,31 +17,21 @@ from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.metrics.measures import Measures
-from chinchilla_lm.tune.completion import (
-    MAX_TOKENS,
-    check_packing,
-    collate_completions,
-    completion_objective,
-    counting,
-    item_losses,
-)
+from chinchilla_lm.tune.completion import check_packing, collate_completions, completion_objective, item_losses
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.dialogue_tokens import encode_dialogue, ensure_chat_template, reply_prompt
 from chinchilla_lm.tune.generative import (
+    MAX_TOKENS,
     PRIMARY,
-    choice_of,
+    AnswerRequest,
     choose_rows,
-    ensure_end,
-    longest_answer,
     measure_answers_written,
-    price_answers,
-    stop_tokens,
-    validation_written,
-    write_answers,
+    predict_answers,
+    settle_writing,
+    validate_answers,
 )
 from chinchilla_lm.tune.prompts_generative import script_of
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
-from chinchilla_lm.tune.writing import make_writer, writing_of
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
@@ -82,9 +72,7 @@ class DialogueTask:
         replies = [reply for row in train_rows[:300] for reply in _replies(row)]
         self.language = config.language or ("zh" if script_of(replies[:100]) == "zh" else "en")
         tokens = [len(self.tokenizer(reply, add_special_tokens=False)["input_ids"]) for reply in replies]
-        self.max_new_tokens = longest_answer(tokens, config.max_new_tokens, self.max_tokens)
-        self.writing = writing_of(config, self.max_new_tokens, stop_tokens(self.tokenizer, ()))
-        ensure_end(backbone)
+        self.writing = settle_writing(config, backbone, self.max_tokens, tokens)
         self.turn_counts = {"turns_lost": 0, "rows_refused": 0, "rows_split": 0}
 
     def encode(self, rows: Sequence[Row], *, is_training: bool) -> list[Item]:
@@ -128,37 +116,23 @@ class DialogueTask:
         Returns:
             For each row "text", "turn" (index of the message replaced), "loss", "tokens" and "bytes".
         """
-        backbone = model.backbone
         turns = [chosen_turn(row) for row in rows]
         written = [index for index in choose_rows(len(rows), most_written) if turns[index] is not None]
-        report = counting(progress, len(rows) + len(written))
-        items = self.encode(rows, is_training=False)
-        losses_n, tokens_n = price_answers(items, len(rows), lambda batch: item_losses(backbone, batch), report)
-        limit = self.max_tokens - min(self.max_new_tokens, self.max_tokens - 1)
-        prompts = [reply_prompt(self.tokenizer, _messages(rows[n])[: turns[n]], limit) for n in written]
-        texts = write_answers(
-            self.tokenizer,
-            prompts,
-            (),
-            make_writer(backbone, self.writing),
-            report,
+        limit = self.max_tokens - min(self.writing.max_tokens, self.max_tokens - 1)
+        request = AnswerRequest(
+            given=["".join(_replies(row)) for row in rows],
+            items=self.encode(rows, is_training=False),
+            losses_of=lambda batch: item_losses(model.backbone, batch),
+            prompts={n: reply_prompt(self.tokenizer, _messages(rows[n])[: turns[n]], limit) for n in written},
+            stops=(),
+            read=lambda _, text: text.strip(),
         )
-        by_row = {index: text.strip() for index, text in zip(written, texts, strict=True)}
-        return [
-            {
-                "text": by_row.get(index),
-                "turn": turns[index],
-                "loss": float(losses_n[index]),
-                "tokens": int(tokens_n[index]),
-                "bytes": sum(len(reply.encode()) for reply in _replies(row)),
-            }
-            for index, row in enumerate(rows)
-        ]
+        predictions = predict_answers(model.backbone, request, self.writing, progress)
+        return [{"text": one["text"], "turn": turn} | one for one, turn in zip(predictions, turns, strict=True)]
 
     def validate(self, model: TunedModel, rows: Sequence[Row]) -> Measures:
         """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
-        predictions = self.predict(model, rows, most_written=validation_written(self.name))
-        return choice_of(self.measure(predictions, rows))
+        return validate_answers(self, model, rows)
 
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """Loss of all assistant turns; chrF and BLEU of the written replies, and how varied they are."""

@@ -3,7 +3,8 @@
     text of a row: prompt, accepted answers           `AnswerTexts`
     loss of the accepted answer, nats, by batches     `price_answers`: teacher-forced, no logits kept
     what the model writes itself, cut at stops        `write_answers`
-    both against the accepted answers                 `measure_answers_written`
+    the two above, for all rows                       `predict_answers`, asked by an `AnswerRequest`
+    both against the accepted answers                 `measure_answers_written`, `validate_answers`
 
 Perplexity says how well the model knows the given answers, the task's measure what it writes without them: the first is
 cheap and taken of all rows, the second of as many rows as asked for. Axes: b rows, t positions.
@@ -21,11 +22,15 @@ import numpy as np
 from chinchilla_lm.metrics import answers, diversity, overlap
 from chinchilla_lm.metrics.measures import Measures, merge
 from chinchilla_lm.tune.completion_tokens import end_token_id
+from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.prompts_generative import NO_ANSWER, PromptTemplate, answers_of
-from chinchilla_lm.tune.task import Item, Prediction, Row
+from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel
+from chinchilla_lm.tune.writing import Writing, make_writer, writing_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from chinchilla_lm.tune.backbone import Backbone
 
 # Rows of one forward pass, and texts generated side by side. On one core a longer batch is no faster (a step is bound
 # by its matmuls from 8 rows on; LOG of decoding); these bound memory: 32 x 512 tokens of a 135M model take 40 MB.
@@ -33,6 +38,9 @@ PRICED_ROWS = 16
 WRITTEN_ROWS = 32
 # Differences that VALIDATION_WRITTEN answers tell apart at all, about a standard error of their mean.
 _TELLABLE = {"chrf": 2.0, "rouge_l": 0.02, "f1": 0.02}
+MAX_TOKENS = 512
+"""Longest row unless the config says more."""
+
 LONGEST_ANSWER = 256
 """Tokens generated at most unless the config says more: an untuned model that never stops must not take hours."""
 
@@ -92,6 +100,11 @@ class AnswerTexts:
         is_absent = self.task == "question-answering" and text.rstrip(".。").lower() == NO_ANSWER[self.language]
         return "" if is_absent else text
 
+    def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
+        """Measure what was written against the rows' accepted answers, and the loss of the given ones."""
+        gold = [self.gold(row) for row in rows]
+        return measure_answers_written(predictions, gold, self.task, self.answer_language)
+
     def describe(self) -> dict[str, Any]:
         """For the record and the card."""
         return {
@@ -102,6 +115,59 @@ class AnswerTexts:
             "stop_strings": list(self.stops),
             "head": "generative",
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerRequest:
+    """What to price and what to write.
+
+    Attributes:
+        given: the answer to price, of every row.
+        items: of the given answers, with targets "targets" (t); a row may have several, or none.
+        losses_of: the summed loss of each item of a batch, nats, (b).
+        prompts: row number -> token ids, of the rows that the model answers itself.
+        stops: strings that end a written answer.
+        read: (row number, what the model wrote) -> the answer as a measure compares it.
+    """
+
+    given: Sequence[str]
+    items: Sequence[Item]
+    losses_of: Callable[[Sequence[Item]], np.ndarray[Any, Any]]
+    prompts: Mapping[int, Sequence[int]]
+    stops: Sequence[str]
+    read: Callable[[int, str], str]
+
+
+def predict_answers(
+    backbone: Backbone, request: AnswerRequest, writing: Writing, progress: Progress | None = None
+) -> list[Prediction]:
+    """Price the given answers of all rows, and let the model write its own to those with a prompt.
+
+    Returns:
+        For each row "text" (None where none was written), and of the given answer "loss" (nats, summed), "tokens",
+        "bytes".
+    """
+    rows, asked = len(request.given), list(request.prompts)
+    report = _counting(progress, rows + len(asked))
+    losses_n, tokens_n = price_answers(request.items, rows, request.losses_of, report)
+    prompts, write = [request.prompts[index] for index in asked], make_writer(backbone, writing)
+    texts = write_answers(backbone.tokenizer, prompts, request.stops, write, report)
+    written = {index: request.read(index, text) for index, text in zip(asked, texts, strict=True)}
+    return [
+        {
+            "text": written.get(index),
+            "loss": float(losses_n[index]),
+            "tokens": int(tokens_n[index]),
+            "bytes": len(given.encode()),
+        }
+        for index, given in enumerate(request.given)
+    ]
+
+
+def validate_answers(task: Any, model: TunedModel, rows: Sequence[Row]) -> Measures:
+    """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
+    predictions = task.predict(model, rows, most_written=validation_written(task.name))
+    return choice_of(task.measure(predictions, rows))
 
 
 def price_answers(
@@ -211,6 +277,23 @@ def validation_written(task: str) -> int:
     return 16 if PRIMARY[task] == "loss" else VALIDATION_WRITTEN
 
 
+def settle_writing(
+    config: TuneConfig, backbone: Backbone, max_tokens: int, token_counts: Sequence[int], stops: Sequence[str] = ()
+) -> Writing:
+    """How answers are written: as the config says, as long as training answers are, to the end that was learnt.
+
+    Args:
+        config: of the run.
+        backbone: its saved folder will stop at the same token (`ensure_end`).
+        max_tokens: of prompt and answer.
+        token_counts: tokens of training answers.
+        stops: strings that end an answer.
+    """
+    ensure_end(backbone)
+    longest = longest_answer(token_counts, config.max_new_tokens, max_tokens)
+    return writing_of(config, longest, stop_tokens(backbone.tokenizer, stops))
+
+
 def longest_answer(token_counts: Sequence[int], wanted: int | None, max_tokens: int) -> int:
     """Tokens to generate at most: as asked, or room for 99 of 100 training answers and a quarter more."""
     if wanted is not None:
@@ -266,6 +349,19 @@ def choice_of(measures: Measures) -> Measures:
         return measures
     value = step * round(measures.value / step) + 0.5 * step * math.exp(-measures.values["loss"])
     return dataclasses.replace(measures, values=measures.values | {"choice": value}, primary="choice", scores_n=None)
+
+
+def _counting(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Turn "so many more are done" into "so many of all are done"."""
+    done = 0
+
+    def report(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(min(done, total), total)
+
+    return report
 
 
 def _measure_task(task: str, texts: list[str], accepted: list[list[str]], language: str) -> Measures | None:

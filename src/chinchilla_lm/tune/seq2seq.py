@@ -18,24 +18,19 @@ from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.metrics.measures import Measures
-from chinchilla_lm.tune.completion import MAX_TOKENS, counting
 from chinchilla_lm.tune.completion_tokens import IGNORED, end_token_id
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.generative import (
+    MAX_TOKENS,
     PRIMARY,
+    AnswerRequest,
     AnswerTexts,
-    choice_of,
     choose_rows,
-    ensure_end,
-    longest_answer,
-    measure_answers_written,
-    price_answers,
-    stop_tokens,
-    validation_written,
-    write_answers,
+    predict_answers,
+    settle_writing,
+    validate_answers,
 )
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
-from chinchilla_lm.tune.writing import make_writer, writing_of
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
@@ -58,9 +53,7 @@ class Seq2SeqTask:
         self._filler = int(cast(Any, self.tokenizer.pad_token_id))
         self.max_tokens = config.max_tokens or min(MAX_TOKENS, backbone.context)
         answer_tokens = [len(self._answer_ids(row)) for row in train_rows[:1000]]
-        self.max_new_tokens = longest_answer(answer_tokens, config.max_new_tokens, self.max_tokens)
-        self.writing = writing_of(config, self.max_new_tokens, stop_tokens(self.tokenizer, ()))
-        ensure_end(backbone)
+        self.writing = settle_writing(config, backbone, self.max_tokens, answer_tokens)
         self.cut_counts = {"prompts_cut": 0, "answers_cut": 0, "rows_refused": 0}
 
     def encode(self, rows: Sequence[Row], *, is_training: bool) -> list[Item]:
@@ -108,37 +101,23 @@ class Seq2SeqTask:
         most_written: int | None = None,
     ) -> list[Prediction]:
         """As `completion.CompletionTask.predict`."""
-        backbone, chosen = model.backbone, choose_rows(len(rows), most_written)
-        report = counting(progress, len(rows) + len(chosen))
-        items = self.encode(rows, is_training=False)
-        losses_n, tokens_n = price_answers(items, len(rows), lambda batch: self._item_losses(backbone, batch), report)
-        texts = write_answers(
-            self.tokenizer,
-            [self._prompt_ids(rows[index])[0] for index in chosen],
-            self.texts.stops,
-            make_writer(backbone, self.writing),
-            report,
+        request = AnswerRequest(
+            given=[self.texts.answers(row)[0] for row in rows],
+            items=self.encode(rows, is_training=False),
+            losses_of=lambda batch: self._item_losses(model.backbone, batch),
+            prompts={index: self._prompt_ids(rows[index])[0] for index in choose_rows(len(rows), most_written)},
+            stops=self.texts.stops,
+            read=lambda index, text: self.texts.read(text, rows[index]),
         )
-        written = {index: self.texts.read(text, rows[index]) for index, text in zip(chosen, texts, strict=True)}
-        return [
-            {
-                "text": written.get(index),
-                "loss": float(losses_n[index]),
-                "tokens": int(tokens_n[index]),
-                "bytes": len(self.texts.answers(row)[0].encode()),
-            }
-            for index, row in enumerate(rows)
-        ]
+        return predict_answers(model.backbone, request, self.writing, progress)
 
     def validate(self, model: TunedModel, rows: Sequence[Row]) -> Measures:
         """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
-        predictions = self.predict(model, rows, most_written=validation_written(self.name))
-        return choice_of(self.measure(predictions, rows))
+        return validate_answers(self, model, rows)
 
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """The task's measures of what was written, and loss, perplexity and bits per byte of the given answers."""
-        gold = [self.texts.gold(row) for row in rows]
-        return measure_answers_written(predictions, gold, self.name, self.texts.answer_language)
+        return self.texts.measure(predictions, rows)
 
     def zero_shot(self, backbone: Backbone, rows: Sequence[Row]) -> list[Prediction] | None:
         """The untouched model by the same prompt."""
