@@ -38,7 +38,7 @@ _SETS = ("sentiment-rt", "sentiment-sst2", "topic-agnews-small", "topic-csl-zh",
 
 def measure_tfidf(config: TuneConfig) -> dict[str, Any]:
     """Fit on the training rows of a tuning, choose on its validation rows, measure on its test rows."""
-    from chinchilla_lm.tune.tuning import read_splits  # imports torch, which the table below does not need
+    from chinchilla_lm.tune.splits import read_splits  # imports torch, which the table below does not need
 
     splits = read_splits(config)
     return fit_and_measure(splits.train, splits.validation, splits.test)

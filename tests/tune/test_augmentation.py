@@ -15,7 +15,7 @@ from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.tune.augmentation import Augmentation, keep_agreeing, tune_augmented
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.perturbation import perturb_rows, perturb_text, read_synonyms
-from chinchilla_lm.tune.tuning import Splits
+from chinchilla_lm.tune.splits import Splits
 
 from .conftest import write_jsonl
 

@@ -21,7 +21,8 @@ from chinchilla_lm.train.loop import StepRecord
 from chinchilla_lm.tune import learning, tuning
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.learning import learned_part
-from chinchilla_lm.tune.tuning import draw_rows, tune
+from chinchilla_lm.tune.splits import draw_rows
+from chinchilla_lm.tune.tuning import tune
 
 from .conftest import write_jsonl
 
@@ -85,6 +86,17 @@ def test_a_finished_run_is_only_read(configure: Callable[..., TuneConfig], monke
     assert tune(configure(steps=1)).record == json.loads((result.folder / "tune.json").read_text())
 
 
+def test_twelve_epochs_and_twelve_point_nought_are_one_run(configure: Callable[..., TuneConfig]) -> None:
+    whole, lr = configure(epochs=12, weight_decay=0), 1
+    assert whole.fingerprint() == configure(epochs=12.0, weight_decay=0.0).fingerprint()
+    assert configure(lr=lr).fingerprint() == configure(lr=float(lr)).fingerprint()
+    assert whole.fingerprint() != configure(epochs=12.5, weight_decay=0).fingerprint()
+    other_test = configure(test=None, epochs=12, weight_decay=0)
+    assert whole.fingerprint() != other_test.fingerprint()
+    assert whole.weights_fingerprint() == other_test.weights_fingerprint()
+    assert configure(seed=1).weights_fingerprint() != configure(seed=2).weights_fingerprint()
+
+
 def test_another_config_in_the_same_folder_is_refused(configure: Callable[..., TuneConfig]) -> None:
     tune(configure(steps=1))
     with pytest.raises(CheckpointError, match="another steps"):
@@ -120,13 +132,13 @@ def test_killed_and_resumed_is_bit_identical(
 
         return tell
 
-    real_teller = tuning._teller
+    real_teller = tuning.make_teller
     broken = configure(out=str(tmp_path / "broken"), **settings)
     for step in kills:
-        monkeypatch.setattr(tuning, "_teller", lambda *_, step=step: kill_at(step))
+        monkeypatch.setattr(tuning, "make_teller", lambda *_, step=step: kill_at(step))
         with pytest.raises(Killed):
             tune(broken)
-    monkeypatch.setattr(tuning, "_teller", real_teller)
+    monkeypatch.setattr(tuning, "make_teller", real_teller)
     resumed = tune(broken)
     assert resumed.record["metrics_after"] == whole.record["metrics_after"]
     assert resumed.record["best"] == whole.record["best"]

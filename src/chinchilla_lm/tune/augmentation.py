@@ -38,7 +38,9 @@ from chinchilla_lm.tune.learning import Lesson, learn
 from chinchilla_lm.tune.lora import has_lora, merged_copy
 from chinchilla_lm.tune.own_backbone import OwnBackbone
 from chinchilla_lm.tune.perturbation import perturb_rows, read_synonyms
-from chinchilla_lm.tune.tuning import Display, Silent, Splits, TuneResult, prepare_lesson, read_splits, tune
+from chinchilla_lm.tune.splits import Splits, read_splits
+from chinchilla_lm.tune.stages import Display, Silent
+from chinchilla_lm.tune.tuning import TuneResult, prepare_lesson, tune
 
 _SLOTS = 8
 # LAMBADA writes ten times what it keeps; three suffice where the writer has learnt the labels.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 from chinchilla_lm.core.errors import ConfigError
@@ -31,6 +31,8 @@ HeadKind = Literal["auto", "label-words", "fresh", "markers", "span", "generativ
 
 # What may change between a run and its continuation: where it lies, and how often it looks at itself.
 _NOT_DECIDING = ("out", "micro_batch", "threads", "checkpoint_seconds")
+# What is only measured: a search trains without these rows and hands its weights to the run that has them.
+_MEASURING = ("test", "test_rows", "bootstrap_draws")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,5 +213,15 @@ class TuneConfig:
 
     def fingerprint(self) -> str:
         """Name what decides weights and record: 16 hex digits, equal for two configs of the same run."""
-        deciding = {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+        return self._digest(without=_NOT_DECIDING)
+
+    def weights_fingerprint(self) -> str:
+        """Name what decides the weights alone: 16 hex digits, the same for other test rows."""
+        return self._digest(without=(*_NOT_DECIDING, *_MEASURING))
+
+    def _digest(self, without: tuple[str, ...]) -> str:
+        deciding = {name: value for name, value in asdict(self).items() if name not in without}
+        for each in fields(self):  # epochs 12 and 12.0 are one run
+            if "float" in str(each.type) and isinstance(deciding.get(each.name), int):
+                deciding[each.name] = float(deciding[each.name])
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,9 +16,7 @@ Forgetting F = mean over older tasks i of max_t a_(i,t) - a_(i,T), a the task's 
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,6 @@ from chinchilla_lm.core.errors import CheckpointError, ConfigError
 from chinchilla_lm.core.files import read_json, sha256_file, write_json
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.train.checkpoint import save_checkpoint
-from chinchilla_lm.tune import tuning
 from chinchilla_lm.tune.batches import TaskBatches
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.defaults import resolve_for_rows
@@ -46,8 +43,19 @@ from chinchilla_lm.tune.loading import (
     load_tuned,
 )
 from chinchilla_lm.tune.saving import save_tuned
+from chinchilla_lm.tune.splits import Splits, draw_rows, read_splits
+from chinchilla_lm.tune.stages import (
+    Display,
+    Silent,
+    claim_folder,
+    make_record,
+    make_teller,
+    predict_rows,
+    read_predictions,
+    write_predictions,
+)
 from chinchilla_lm.tune.task import Prediction, Task, TunedModel
-from chinchilla_lm.tune.tuning import Display, Silent, Splits, TuneResult, draw_rows, read_splits
+from chinchilla_lm.tune.tuning import TuneResult
 
 _SHARES = (1.0, 0.75, 0.5, 0.25)
 """How far averaging may go from the old weights (0) to the new ones (1); tried from the farthest."""
@@ -84,7 +92,6 @@ def continue_tuning(
     if (folder / "tune.json").is_file():
         return TuneResult(folder=folder, record=read_json(folder / "tune.json"))
     torch.set_num_threads(config.threads)
-    began = time.monotonic()
     parent = load_tuned(run)
     lesson, task, splits = _make_lesson(parent, config, settings)
     display.stage("before", f"{len(splits.test)} {splits.evaluated_on} rows, the old model")
@@ -93,14 +100,13 @@ def continue_tuning(
     if settings.pull:
         _pull_back(lesson, start, settings.pull)
     display.stage("tune", f"{len(splits.train)} new rows, {lesson.config.steps} updates, {config.method}")
-    state, warnings = learn(lesson, tuning._teller(display, lesson.config))
+    state, warnings = learn(lesson, make_teller(display, lesson.config))
     share = _average(lesson, task, parent, start, state, settings) if settings.averages else 1.0
     display.stage("after", f"{len(splits.test)} {splits.evaluated_on} rows, and the older tasks")
-    after = tuning._predict(task, lesson.model, splits.test, display)
-    tuning._write_predictions(folder, "after", splits.test, after)
+    after = predict_rows(task, lesson.model, splits.test, display)
+    write_predictions(folder, "after", splits.test, after)
     table = _measure_older(parent, task, lesson.model, settings, display) | {"share_of_new_weights": share}
-    stage_run = tuning._Run(config=lesson.config, reasons={}, task=task, began=began)
-    record = tuning._record(stage_run, splits, (before, after), (state, warnings)) | {"continual": table}
+    record = make_record(lesson, task, splits, (before, after), (state, warnings), {}) | {"continual": table}
     save_tuned(lesson.model, task, folder / ("model" if table["is_accepted"] else "model-rejected"), lesson.config)
     write_json(folder / "tune.json", record)
     display.stage("done", str(table["sentence"]))
@@ -181,7 +187,7 @@ def _claim(folder: Path, run: Path, config: TuneConfig, settings: ContinueSettin
     path = folder / CONTINUATION_FILE
     if path.is_file() and read_json(path) != said:
         raise CheckpointError(f"{folder} continues another run or in another way; write to a new folder")
-    tuning._claim(folder, config)
+    claim_folder(folder, config)
     write_json(path, said)
 
 
@@ -222,13 +228,11 @@ def _make_lesson(parent: LoadedRun, config: TuneConfig, settings: ContinueSettin
 
 
 def _predict_before(task: Task, model: TunedModel, splits: Splits, folder: Path, display: Display) -> list[Prediction]:
-    path = folder / "predictions" / "before.jsonl"
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if len(lines) == len(splits.test):
-            return [json.loads(line)["prediction"] for line in lines]
-    before = tuning._predict(task, model, splits.test, display)
-    tuning._write_predictions(folder, "before", splits.test, before)
+    written = read_predictions(folder, "before", len(splits.test))
+    if written is not None:
+        return written
+    before = predict_rows(task, model, splits.test, display)
+    write_predictions(folder, "before", splits.test, before)
     return before
 
 

@@ -29,8 +29,10 @@ from chinchilla_lm.tune.comparison import prediction_lines
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.curve_law import CurvePoint, fit_curve
 from chinchilla_lm.tune.learning import learn
+from chinchilla_lm.tune.splits import Splits, read_splits
+from chinchilla_lm.tune.stages import Display, Silent
 from chinchilla_lm.tune.task import Task, TunedModel
-from chinchilla_lm.tune.tuning import Display, Silent, Splits, TuneResult, prepare_lesson, read_splits, tune
+from chinchilla_lm.tune.tuning import TuneResult, prepare_lesson, tune
 
 FRACTIONS = (0.125, 0.25, 0.5)
 # Parts up to a quarter are drawn twice: together they cost less than the half.

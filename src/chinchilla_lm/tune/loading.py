@@ -24,8 +24,8 @@ from chinchilla_lm.tune.hub_backbone import HubHead
 from chinchilla_lm.tune.learning import learned_part
 from chinchilla_lm.tune.lora import has_lora, remove_lora
 from chinchilla_lm.tune.own_backbone import OwnBackbone
+from chinchilla_lm.tune.splits import Splits, read_splits
 from chinchilla_lm.tune.task import Row, Task, TunedModel, make_task
-from chinchilla_lm.tune.tuning import Splits, read_splits
 
 CONTINUATION_FILE = "continuation.json"
 

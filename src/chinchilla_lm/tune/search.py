@@ -27,7 +27,9 @@ from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.defaults import resolve
 from chinchilla_lm.tune.learning import Lesson, learn
 from chinchilla_lm.tune.search_space import RUNGS, Chooser, Dial, Trial, Values, dials_of, make_chooser
-from chinchilla_lm.tune.tuning import Display, Silent, Splits, TuneResult, prepare_lesson, read_splits, tune
+from chinchilla_lm.tune.splits import Splits, read_splits
+from chinchilla_lm.tune.stages import Display, Silent
+from chinchilla_lm.tune.tuning import TuneResult, prepare_lesson, tune
 
 SCHEMA = "search_trial/1"
 # What a trial leaves behind and what the winner hands on.

@@ -1,0 +1,199 @@
+"""What every kind of run does: it claims its folder, tells who listens, asks the model, writes answers and the record.
+
+`tuning` runs them once; `continual` for a run that goes on from another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from chinchilla_lm import __version__
+from chinchilla_lm.core.config import dump_toml, load_toml
+from chinchilla_lm.core.errors import CheckpointError
+from chinchilla_lm.core.files import write_json, write_text
+from chinchilla_lm.train.loop import StepRecord
+from chinchilla_lm.tune.comparison import calibration_of, changed_examples, compare, prediction_lines
+from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.learning import Lesson, Progressed
+from chinchilla_lm.tune.splits import Splits
+from chinchilla_lm.tune.task import Prediction, Row, Task, TunedModel
+
+SCHEMA = "tune/1"
+
+
+class Display(Protocol):
+    """A listener to a run; the terminal's bar is one."""
+
+    def stage(self, name: str, detail: str) -> None:
+        """A stage begins, or says something worth a line."""
+        ...
+
+    def advance(self, fraction: float, loss: float | None, seconds_left: float | None) -> None:
+        """The present stage is so far done."""
+        ...
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def stage(self, name: str, detail: str) -> None:
+        """Ignore it."""
+
+    def advance(self, fraction: float, loss: float | None, seconds_left: float | None) -> None:
+        """Ignore it."""
+
+
+def claim_folder(folder: Path, config: TuneConfig) -> None:
+    """Write config.toml and env.json, or check that the folder holds the same run.
+
+    Raises:
+        CheckpointError: it holds another one; the settings that differ are named.
+    """
+    path = folder / "config.toml"
+    if path.is_file():
+        found = load_toml(TuneConfig, path)
+        if found.fingerprint() != config.fingerprint():
+            names = [name for name, value in asdict(found).items() if value != asdict(config)[name]]
+            raise CheckpointError(
+                f"{folder} holds a tuning with another {', '.join(names)}; write to a new folder, or restore the config"
+            )
+        return
+    write_text(path, dump_toml(config))
+    write_json(folder / "env.json", _environment(config))
+
+
+def predict_rows(task: Task, model: TunedModel, rows: Sequence[Row], display: Display) -> list[Prediction]:
+    """Ask a model, in evaluation mode, of every row; one prediction each, in their order."""
+
+    def progress(done: int, total: int) -> None:
+        display.advance(done / max(1, total), None, None)
+
+    model.eval()
+    with torch.no_grad():
+        return task.predict(model, rows, progress)
+
+
+def make_teller(display: Display, config: TuneConfig) -> Callable[[StepRecord, float | None], None]:
+    """Return a listener for `learning.learn` that tells a display how far it is.
+
+    Args:
+        display: told of every update.
+        config: resolved, so that its number of updates is known.
+    """
+    steps = config.steps or 1
+    began, first = time.monotonic(), [0]
+
+    def tell(record: StepRecord, value: float | None) -> None:
+        first[0] = first[0] or record.step - 1 or 1
+        done = max(1, record.step - first[0])
+        seconds_left = (time.monotonic() - began) / done * (steps - record.step)
+        display.advance(record.step / steps, record.loss, seconds_left)
+
+    return tell
+
+
+def write_predictions(folder: Path, name: str, rows: Sequence[Row], predictions: Sequence[Prediction]) -> None:
+    """Write folder/predictions/NAME.jsonl, one line a row."""
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in prediction_lines(rows, predictions))
+    write_text(folder / "predictions" / f"{name}.jsonl", "".join(lines))
+
+
+def read_predictions(folder: Path, name: str, count: int) -> list[Prediction] | None:
+    """Read what `write_predictions` wrote for `count` rows; None where it is absent or of another number of rows."""
+    path = folder / "predictions" / f"{name}.jsonl"
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["prediction"] for line in lines] if len(lines) == count else None
+
+
+def make_record(
+    lesson: Lesson,
+    task: Task,
+    splits: Splits,
+    predictions: tuple[list[Prediction] | None, list[Prediction]],
+    learned: tuple[Progressed, tuple[str, ...]],
+    reasons: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return tune.json of a finished training.
+
+    Args:
+        lesson: its model has the chosen weights.
+        task: measures the predictions.
+        splits: whose test rows were asked.
+        predictions: before (None: the untouched model has no answer) and after, on the test rows.
+        learned: of `learning.learn`: where it ended, and its warnings.
+        reasons: setting -> why it has its value.
+    """
+    config, (state, warnings) = lesson.config, learned
+    before, after = predictions
+    before_measures = None if before is None else task.measure(before, splits.test)
+    after_measures = task.measure(after, splits.test)
+    compared = compare(before_measures, after_measures, draws=config.bootstrap_draws, seed=config.seed)
+    examples, counts = [], {}
+    calibration = {"after": calibration_of(after, after_measures)}
+    if before is not None and before_measures is not None:
+        examples, counts = changed_examples(splits.test, (before, before_measures), (after, after_measures))
+        calibration = {"before": calibration_of(before, before_measures), **calibration}
+    described = task.describe()
+    return {
+        "schema": SCHEMA,
+        "task": config.task,
+        "model": config.model,
+        "method": config.method,
+        "mask": config.mask,
+        "head": described.get("head", config.head),
+        "hub_class": task.hub_class,
+        "backbone": lesson.model.backbone.form,
+        "evaluated_on": splits.evaluated_on,
+        **compared,
+        "rows": splits.counts,
+        "settings": {name: value for name, value in asdict(config).items() if value is not None},
+        "reasons": dict(reasons),
+        "best": {"step": state.best_step, "value": state.best_value},
+        "stopped_at": state.step,
+        "curve": "records.jsonl",
+        "examples_changed": examples,
+        "changed_counts": counts,
+        "calibration": {name: found for name, found in calibration.items() if found is not None},
+        "cost": {
+            "seconds": state.elapsed_seconds,
+            "train_seconds": state.train_seconds,
+            "targets": state.tokens,
+            "updates": state.step,
+            "tokens": lesson.batches.tokens_until(state.step),
+            "trainable_parameters": sum(p.numel() for p in lesson.model.parameters() if p.requires_grad),
+            "peak_rss_bytes": peak_rss_bytes(),
+        },
+        "warnings": list(warnings),
+        "describe": described,
+    }
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held; Linux counts in KiB, macOS in bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _environment(config: TuneConfig) -> dict[str, Any]:
+    return {
+        "schema": "env/1",
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "os": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": config.threads,
+    }
