@@ -18,7 +18,7 @@ from chinchilla_lm.evals import contamination
 from chinchilla_lm.evals.contamination import find_in_training
 
 OPTIONS = {"vocab": 320, "heldout_bytes": 1500}
-WORDS = ["the", "sea", "was", "calm", "and", "a", "sailor", "sang", "of", "whales", "near", "an", "old", "ship", "while", "cooks", "said", "no"]
+WORDS = ["the", "sea", "was", "calm", "a", "sailor", "sang", "of", "whales", "near", "old", "ship", "cooks", "no"]
 
 
 @pytest.fixture(scope="module")

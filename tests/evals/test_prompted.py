@@ -38,10 +38,8 @@ def scorer(tiny_model) -> Scorer:
 
 def prices(scorer: Scorer, before: str, texts: list[str]) -> np.ndarray:
     """ln p of " negative" and " positive" after a written-out review prompt, one pair at a time."""
-    return np.array(
-        [[scorer.score([(f"{before}Review: {text}\nSentiment:".strip(" "), f" {label}")])[0].logprob for label in LABELS]
-         for text in texts]
-    )  # fmt: skip
+    pairs = [[(f"{before}Review: {text}\nSentiment:", f" {label}") for label in LABELS] for text in texts]
+    return np.array([[scorer.score([pair])[0].logprob for pair in row] for row in pairs])
 
 
 def log_softmax(scores_nk: np.ndarray) -> np.ndarray:
@@ -52,12 +50,9 @@ def by_hand(scorer: Scorer, before: str, rule: str) -> np.ndarray:
     """The formulas of docs/prompting.md."""
     texts = [row["text"] for row in TESTS]
     if rule == "channel":
-        shown = before.replace("Review: ", "\x00").replace("\nSentiment: ", "\x01")
-        assert not shown, "only used without demonstrations"
-        return np.array(
-            [[scorer.score([(f"Sentiment: {label}\nReview:", f" {text}")])[0].logprob for label in LABELS]
-             for text in texts]
-        )  # fmt: skip
+        assert not before, "only used without demonstrations"
+        pairs = [[(f"Sentiment: {label}\nReview:", f" {text}") for label in LABELS] for text in texts]
+        return np.array([[scorer.score([pair])[0].logprob for pair in row] for row in pairs])
     sums = prices(scorer, before, texts)
     if rule == "sum":
         return sums

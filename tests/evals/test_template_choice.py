@@ -70,8 +70,8 @@ def test_what_fits_nothing_is_one_line():
         fitting_templates("multiple-choice", "en", [{"label": 0}])
     assert "\n" not in str(found.value)
     assert "--template" in str(found.value)
+    rows = [{"text": "a", "label": "splendid"}]
     with pytest.raises(ConfigError, match="has no word for the label 'splendid'"):
-        rows = [{"text": "a", "label": "splendid"}]
         fitting_templates("text-classification", "en", rows, "en/text-classification/sentiment-review")
     with pytest.raises(ConfigError, match="no template is named 'sentiment-reviw'"):
         fitting_templates("text-classification", "en", SENTIMENT, "sentiment-reviw")

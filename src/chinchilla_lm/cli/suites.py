@@ -68,7 +68,7 @@ def evaluate_suites(model: Path, options: SuiteOptions, *, is_json: bool) -> Non
         record["against"] = _compare(results, suites, options, console)
     if options.train_data is not None:
         ran = {result.suite for result in results}
-        record["contamination"] = _contamination(loaded, [one for one in suites if one.name in ran], options)
+        record["contamination"] = _contamination([one for one in suites if one.name in ran], options)
     if options.harness:
         from chinchilla_lm.evals.harness import run_harness
 
@@ -156,16 +156,20 @@ def _compare(results: Sequence[Any], suites: Sequence[Any], options: SuiteOption
     }}  # fmt: skip
 
 
-def _contamination(loaded: Any, suites: Sequence[Any], options: SuiteOptions) -> dict[str, Any]:
+def _contamination(suites: Sequence[Any], options: SuiteOptions) -> dict[str, Any]:
+    """Search the training tokens, whichever tokenizer the model has: the prepared folder's own made them."""
+    from chinchilla_lm.data.manifest import load_manifest
+    from chinchilla_lm.data.tokenizer import load_tokenizer
     from chinchilla_lm.evals.contamination import find_in_training
     from chinchilla_lm.evals.suites import suite_items
 
     assert options.train_data is not None
+    tokenizer = load_tokenizer(load_manifest(options.train_data, verify=False).tokenizer_folder)
     found = {}
     for suite in suites:
         items = suite_items(suite, options.suite_data, limit=options.limit, seed=options.seed)
         texts = [item.pairs[item.gold or 0][0] + item.pairs[item.gold or 0][1] for item in items]
-        found[suite.name] = asdict(find_in_training(texts, loaded.tokenizer, options.train_data))
+        found[suite.name] = asdict(find_in_training(texts, tokenizer, options.train_data))
     return found
 
 

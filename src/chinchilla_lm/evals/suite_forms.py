@@ -101,10 +101,10 @@ def ending(row: Mapping[str, Any]) -> Item:
 
 
 def minimal_pair(row: Mapping[str, Any]) -> Item:
-    """BLiMP: whole sentences, the good one first."""
+    """BLiMP: whole sentences, the good one first; after the start token and a space, as the harness asks them."""
     good, bad = row.get("good") or row["sentence_good"], row.get("bad") or row["sentence_bad"]
     lengths = tuple((len(one), len(one.encode())) for one in (good, bad))
-    return Item(pairs=(("", good), ("", bad)), gold=0, lengths=lengths, group=row.get("uid") or row["UID"])
+    return Item(pairs=(("", " " + good), ("", " " + bad)), gold=0, lengths=lengths, group=row.get("uid") or row["UID"])
 
 
 def last_word(row: Mapping[str, Any]) -> Item:

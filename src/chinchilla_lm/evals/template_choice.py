@@ -139,7 +139,7 @@ def _try(template: Template, row: Row) -> None:
 
 
 def _family(task: str, rows: Sequence[Row]) -> str:
-    """Guess the family of the library that rows belong to; "" where a task's families are told apart by their fields."""
+    """Guess the family of the library that rows belong to; "" where the fields tell a task's families apart."""
     if task == "multiple-choice":
         questions = [str(row.get("question", "")).rstrip() for row in rows]
         if not any(questions):

@@ -1,0 +1,124 @@
+"""`chinchilla prompt` as scripts and people meet it: its JSON keys, its folder, its one-line errors."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chinchilla_lm.cli.main import run_command
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder, draws = tmp_path_factory.mktemp("rows"), random.Random(0)
+    words = ["sea", "calm", "sailor", "whale", "ship", "cook"]
+    for name, count in (("train", 60), ("test", 8)):
+        rows = [{"text": f"{name} {n} " + " ".join(draws.choices(words, k=4)),
+                 "label": ["negative", "positive"][n % 2]} for n in range(count)]  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = [{"question": "who sang?", "choices": ["the cook", "the sailor"], "label": n % 2} for n in range(4)]
+    (folder / "choice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    wishes = [{"text": f"please do {n}", "label": f"wish_{n}"} for n in range(24)]
+    (folder / "wishes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wishes))
+    answers = [{"question": "who sang", "answers": ["the sailor"]}]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    return folder
+
+
+def ask(capsys, *words: object) -> dict:
+    assert run_command(["prompt", *map(str, words), "--weights", "float32", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_the_document_has_the_keys_that_scripts_rely_on(tiny_model, files, capsys, tmp_path):
+    record = ask(
+        capsys, "text-classification", "--model", tiny_model, "--test", files / "test.jsonl",
+        "--train", files / "train.jsonl", "--shots", 2, "--draws", 2, "--dev-rows", 32, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert {"metrics", "per_draw", "template", "scoring"} <= set(record)
+    assert record["template"] == "en/text-classification/sentiment-review"
+    assert (record["rows"], record["shots"], record["metric"]) == (8, 2, "accuracy")
+    assert len(record["per_draw"]) == 2
+    accuracies = [draw["metrics"]["accuracy"] for draw in record["per_draw"]]
+    assert record["metrics"]["accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert set(record["scoring"]) == {draw["rule"] for draw in record["per_draw"]}
+    low, high = record["interval"]["accuracy"]
+    assert 0 <= low <= high <= 1
+    assert json.loads((tmp_path / "out" / "prompt.json").read_text()) == record
+    for draw in range(2):
+        answers = [json.loads(line) for line in (tmp_path / "out" / f"answers-{draw}.jsonl").read_text().splitlines()]
+        right = [["negative", "positive"][row["answer"]] == row["label"] for row in answers]
+        assert sum(right) / len(right) == pytest.approx(accuracies[draw])
+
+
+def test_the_same_words_give_the_same_document(tiny_model, files, capsys):
+    words = ("text-classification", "--model", tiny_model, "--test", files / "test.jsonl", "--limit", 5,
+             "--train", files / "train.jsonl", "--shots", 2, "--draws", 2, "--calibrate", "sum", "--seed", 7)  # fmt: skip
+    assert ask(capsys, *words) == ask(capsys, *words)
+
+
+def test_a_part_of_the_test_rows_may_be_answered_by_any_label_of_the_file(tiny_model, files, capsys, tmp_path):
+    words = ("--model", tiny_model, "--test", files / "wishes.jsonl", "--limit", 3, "--calibrate", "sum")
+    record = ask(capsys, "text-classification", *words, "--out", tmp_path / "out")
+    assert record["template"] == "en/text-classification/intent-query"
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "out" / "answers-0.jsonl").read_text().splitlines()]
+    assert len(answers) == record["rows"] == 3
+    assert max(answers) > 2  # of 24 labels, not of the three that the drawn rows have
+
+
+def test_other_tasks_ways_and_searches_run(tiny_model, files, capsys):
+    record = ask(capsys, "multiple-choice", "--model", tiny_model, "--test", files / "choice.jsonl")
+    assert (record["template"], record["scoring"]) == ("en/multiple-choice/question-answer", ["byte"])
+    record = ask(capsys, "question-answering", "--model", tiny_model, "--test", files / "answers.jsonl")
+    assert record["scoring"] == ["written"]
+    held = ("--test", files / "test.jsonl", "--limit", 2, "--write", "--samples", 3)
+    assert ask(capsys, "text-classification", "--model", tiny_model, *held)["scoring"] == ["written"]
+    learned = ("--test", files / "test.jsonl", "--limit", 3, "--train", files / "train.jsonl", "--shots", 2)
+    near = ask(
+        capsys, "text-classification", "--model", tiny_model, *learned, "--draws", 2, "--method", "nearest",
+        "--dev-rows", 16, "--search", 300,
+    )  # fmt: skip
+    assert near["search"]["items_scored"] <= 300
+    assert near["search"]["best"]["template"] == near["template"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shots", "2"], "--shots 2 needs solved rows; give --train FILE, or --shots 0"),
+        (["--limit", "-1"], "--limit -1 and --dev-rows 64 must be 0 or more"),
+        (["--template", "sentiment-reviw"], "no template is named 'sentiment-reviw'"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--test", "/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--calibrate", "best"], "best"),
+        (["--search", "5"], "too few"),
+    ],
+)
+def test_a_wrong_request_is_one_line(tiny_model, files, capsys, words, message):
+    given = {"--model": str(tiny_model), "--test": str(files / "test.jsonl")}
+    given |= dict(zip(words[::2], words[1::2], strict=True))
+    code = run_command(["prompt", "text-classification", *[word for pair in given.items() for word in pair]])
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert message in printed.err.splitlines()[-1]
+    assert printed.err.count("\n") == (2 if "--search" in words else 1)  # what it was about to search, and why not
+
+
+def test_help_imports_no_torch():
+    program = (
+        "import sys; from chinchilla_lm.cli.main import run_command; run_command(['prompt', '--help']); "
+        "run_command(['eval', '--help']); "
+        "sys.exit(1 if {'torch', 'transformers', 'scipy', 'pyarrow'} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    for word in ("--template", "--calibrate", "--suite", "--harness"):
+        assert word in done.stdout
