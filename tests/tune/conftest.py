@@ -1,8 +1,10 @@
 """Tiny random models of every kind, saved as Hugging Face folders, with a tokenizer trained on a few lines.
 
     folder = tiny_folder("qwen3")     # or llama, gpt2, bert, t5, bart; d = 32, 2 layers, context 128
+    config = configure(lr=1e-4)       # of a short tuning on `sentiment_rows`
+    task, model = build(config, rows) # as a tuning has them before its first update
 
-Made once a session and read-only: copy a folder before changing it.
+Folders are made once a session and read-only: copy one before changing it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from chinchilla_lm.tune.backbone import load_backbone
+from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.task import TunedModel, make_task
+
 LINES = (
     "Review: a warm , funny and moving film . Sentiment: positive",
     "Review: a dull , lifeless and boring mess . Sentiment: negative",
@@ -26,6 +32,20 @@ LINES = (
     "I like good books ; they hate bad films and great terrible stories .",
     "你好，世界。今天的天气很好，我们去北京的公园。",
 )
+TAGGED = [
+    {"tokens": ["Anna", "Smith", "ran", "to", "Paris", "."], "tags": ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]},
+    {"tokens": ["the", "cat", "sat"], "tags": ["O", "O", "O"]},
+    {"tokens": ["London", "2010", ",", "unheardofword"], "tags": ["B-LOC", "O", "O", "B-PER"]},
+]
+RELATED = [
+    {
+        "text": "The fire was caused by a cigarette near Paris .",
+        "head": [4, 8],
+        "tail": [25, 34],
+        "label": "Cause-Effect(e2,e1)",
+    },
+    {"text": "the cat sat on the mat", "head": [4, 7], "tail": [19, 22], "label": "Other"},
+]
 CONTEXT = 128
 _SPECIALS = {  # kind -> (roles, template of one text, of a pair); GPT-like kinds add nothing around a text
     "decoder": ({"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}, None),
@@ -80,6 +100,55 @@ def sentiment_rows() -> list[dict[str, Any]]:
         for word in bad:
             rows.append({"text": f"the {subject} was {word} , and not moving at all", "label": "negative"})
     return rows
+
+
+@pytest.fixture
+def configure(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, sentiment_rows: list[dict[str, Any]]
+) -> Callable[..., TuneConfig]:
+    """(kind, changes) -> config of one epoch on `sentiment_rows`, which are train, validation and test rows."""
+    rows = str(write_jsonl(tmp_path / "train.jsonl", sentiment_rows))
+
+    def make(kind: str = "qwen3", **changes: Any) -> TuneConfig:
+        settings: dict[str, Any] = {
+            "task": "text-classification",
+            "model": str(tiny_folder(kind)),
+            "train": rows,
+            "validation": rows,
+            "test": rows,
+            "out": str(tmp_path / "run"),
+            "method": "full",
+            "lr": 3e-3,
+            "rows": 8,
+            "epochs": 1.0,
+            "dtype": "float32",
+            "device": "cpu",
+            "bootstrap_draws": 100,
+        }
+        return TuneConfig(**settings | changes)
+
+    return make
+
+
+def build(
+    config: TuneConfig, rows: Sequence[dict[str, Any]], *, seed: int = 0, head_spread: float | None = None
+) -> tuple[Any, TunedModel]:
+    """(task, model in evaluation mode); with a `head_spread` the head is random, however it would begin."""
+    backbone = load_backbone(config)
+    task = make_task(config, rows, backbone)
+    torch.manual_seed(seed)
+    head = task.make_head(backbone)
+    if head_spread is not None:
+        assert head is not None
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.normal_(0, head_spread)
+    return task, TunedModel(backbone, head).eval()
+
+
+def batch_of(task: Any, items: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """What `task.objective` takes."""
+    return tuple(torch.from_numpy(array) for array in task.collate(items))
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -21,22 +21,8 @@ from .conftest import write_jsonl
 
 
 @pytest.fixture
-def config(tiny_folder: Callable[[str], Path], tmp_path: Path, sentiment_rows: list[dict[str, Any]]) -> TuneConfig:
-    train = write_jsonl(tmp_path / "train.jsonl", sentiment_rows)
-    return TuneConfig(
-        task="text-classification",
-        model=str(tiny_folder("qwen3")),
-        train=str(train),
-        test=str(train),
-        out=str(tmp_path / "run"),
-        method="full",
-        lr=3e-3,
-        rows=8,
-        epochs=1.0,
-        dtype="float32",
-        device="cpu",
-        bootstrap_draws=100,
-    )
+def config(configure: Callable[..., TuneConfig]) -> TuneConfig:
+    return configure(validation=None)
 
 
 def test_a_perturbed_text_is_read_as_the_same_words() -> None:

@@ -8,24 +8,14 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
 
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.files import read_json, write_json
-from chinchilla_lm.tune.backbone import load_backbone
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.deployed import load_deployed
 from chinchilla_lm.tune.saving import save_tuned
 from chinchilla_lm.tune.spans import span_logits
-from chinchilla_lm.tune.task import TunedModel, make_task
+
+from .conftest import RELATED, TAGGED, batch_of, build
 
 KINDS = ("qwen3", "gpt2", "bert")
-TAGGED = [
-    {"tokens": ["Anna", "Smith", "ran", "to", "Paris", "."], "tags": ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]},
-    {"tokens": ["the", "cat", "sat"], "tags": ["O", "O", "O"]},
-    {"tokens": ["London", "2010", ",", "unheardofword"], "tags": ["B-LOC", "O", "O", "B-PER"]},
-]
-TEXT = "The fire was caused by a cigarette near Paris ."
-RELATED = [
-    {"text": TEXT, "head": [4, 8], "tail": [25, 34], "label": "Cause-Effect(e2,e1)"},
-    {"text": "the cat sat on the mat", "head": [4, 7], "tail": [19, 22], "label": "Other"},
-]
 ASKED = [
     {
         "question": "Who wrote it ?",
@@ -39,20 +29,14 @@ ASKED = [
 def saved(folder, rows, target, *, updates=0, **changes):
     """(task, model) with a random head, or one that has learned its rows; saved under `target`."""
     config = TuneConfig(model=str(folder), train="t", out=str(target.parent), method="full", max_tokens=128, **changes)
-    backbone = load_backbone(config)
-    task = make_task(config, rows, backbone)
-    torch.manual_seed(0)
-    model = TunedModel(backbone, task.make_head(backbone))
-    with torch.no_grad():
-        for parameter in model.head.parameters():
-            parameter.normal_(0, 0.5)
+    task, model = build(config, rows, head_spread=0.5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batch = tuple(torch.from_numpy(array) for array in task.collate(task.encode(rows, is_training=True)))
+    batch = batch_of(task, task.encode(rows, is_training=True))
     for _ in range(updates):
         task.objective(model, batch)[0].backward()
         optimizer.step()
         optimizer.zero_grad()
-    save_tuned(model.eval(), task, target, config)
+    save_tuned(model, task, target, config)
     return task, model
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,27 +13,10 @@ from chinchilla_lm.tune import learning_curve
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.learning_curve import config_of_part, nested_order, tune_fractions
 
-from .conftest import write_jsonl
-
 
 @pytest.fixture
-def config(tiny_folder: Callable[[str], Path], tmp_path: Path, sentiment_rows: list[dict[str, Any]]) -> TuneConfig:
-    train = write_jsonl(tmp_path / "train.jsonl", sentiment_rows)
-    return TuneConfig(
-        task="text-classification",
-        model=str(tiny_folder("qwen3")),
-        train=str(train),
-        validation=str(train),
-        test=str(train),
-        out=str(tmp_path / "run"),
-        method="full",
-        lr=3e-3,
-        rows=8,
-        epochs=1.0,
-        dtype="float32",
-        device="cpu",
-        bootstrap_draws=100,
-    )
+def config(configure: Callable[..., TuneConfig]) -> TuneConfig:
+    return configure()
 
 
 def test_parts_are_tuned_measured_on_the_same_rows_and_fitted(

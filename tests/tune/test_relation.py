@@ -8,29 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_lm.core.errors import ConfigError, DataError
-from chinchilla_lm.tune.backbone import load_backbone
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.markers import mark_entities
-from chinchilla_lm.tune.relation import make_relation, relation_logits
-from chinchilla_lm.tune.task import TunedModel
+from chinchilla_lm.tune.relation import relation_logits
+
+from . import conftest
+from .conftest import RELATED
 
 KINDS = ("qwen3", "gpt2", "bert")
-TEXT = "The fire was caused by a cigarette near Paris ."
+TEXT = RELATED[0]["text"]
 ROWS = [
-    {"text": TEXT, "head": [4, 8], "tail": [25, 34], "label": "Cause-Effect(e2,e1)"},
-    {"text": "the cat sat on the mat", "head": [4, 7], "tail": [19, 22], "label": "Other"},
+    *RELATED,
     {"text": "bad films and good books", "head": [19, 24], "tail": [4, 9], "label": "Cause-Effect(e1,e2)"},
 ]
 
 
 def build(folder, rows=ROWS, **changes):
     fields = {"task": "relation-extraction", "model": str(folder), "train": "t", "out": "o"}
-    config = TuneConfig(**(fields | changes))
-    backbone = load_backbone(config)
-    task = make_relation(config, rows, backbone)
-    torch.manual_seed(0)
-    model = TunedModel(backbone, task.make_head(backbone))
-    return task, model.eval()
+    return conftest.build(TuneConfig(**(fields | changes)), rows)
 
 
 def test_markers_are_those_of_the_paper():

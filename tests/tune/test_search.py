@@ -21,24 +21,9 @@ from .conftest import write_jsonl
 
 
 @pytest.fixture
-def config(tiny_folder: Callable[[str], Path], tmp_path: Path, sentiment_rows: list[dict[str, Any]]) -> TuneConfig:
-    train = write_jsonl(tmp_path / "train.jsonl", sentiment_rows)
-    validation = write_jsonl(tmp_path / "dev.jsonl", [{**row, "text": f"so {row['text']}"} for row in sentiment_rows])
-    return TuneConfig(
-        task="text-classification",
-        model=str(tiny_folder("qwen3")),
-        train=str(train),
-        validation=str(validation),
-        test=str(validation),
-        out=str(tmp_path / "run"),
-        method="full",
-        lr=1e-4,  # far too low: the search should find more
-        rows=8,
-        epochs=2.0,
-        dtype="float32",
-        device="cpu",
-        bootstrap_draws=100,
-    )
+def config(configure: Callable[..., TuneConfig], tmp_path: Path, sentiment_rows: list[dict[str, Any]]) -> TuneConfig:
+    other = str(write_jsonl(tmp_path / "dev.jsonl", [{**row, "text": f"so {row['text']}"} for row in sentiment_rows]))
+    return configure(validation=other, test=other, lr=1e-4, epochs=2.0)  # lr far too low: the search should find more
 
 
 def test_the_best_of_all_trials_is_the_run(config: TuneConfig) -> None:

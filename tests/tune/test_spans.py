@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from chinchilla_lm.core.errors import ConfigError, DataError
-from chinchilla_lm.tune.backbone import load_backbone
 from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.spans import make_spans, span_logits
-from chinchilla_lm.tune.task import TunedModel
+from chinchilla_lm.tune.spans import span_logits
+
+from . import conftest
+from .conftest import batch_of
 
 KINDS = ("qwen3", "gpt2", "bert")
 CONTEXT = "The play was written by Anna Smith in London near the river ."
@@ -24,29 +25,17 @@ ROWS = [
 
 def build(folder, rows=ROWS, **changes):
     fields = {"task": "question-answering", "model": str(folder), "train": "t", "out": "o", "head": "span"}
-    config = TuneConfig(**(fields | {"language": "en"} | changes))
-    backbone = load_backbone(config)
-    task = make_spans(config, rows, backbone)
-    torch.manual_seed(0)
-    model = TunedModel(backbone, task.make_head(backbone))
-    with torch.no_grad():
-        for parameter in model.head.parameters():
-            parameter.normal_(0, 0.5)
-    return task, model.eval()
-
-
-def arrays_of(task, items):
-    return tuple(torch.from_numpy(array) for array in task.collate(items))
+    return conftest.build(TuneConfig(**(fields | {"language": "en"} | changes)), rows, head_spread=0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_that_of_the_answers_ends_by_hand(tiny_folder, kind):
     task, model = build(tiny_folder(kind))
     items = task.encode(ROWS, is_training=True)
-    loss, count = task.objective(model, arrays_of(task, items))
+    loss, count = task.objective(model, batch_of(task, items))
     expected = 0.0
     for item in items:
-        ids_bt, lengths_b, spans_b3, _ = arrays_of(task, [item])
+        ids_bt, lengths_b, spans_b3, _ = batch_of(task, [item])
         with torch.no_grad():
             logits_t2 = span_logits(model, ids_bt, lengths_b, spans_b3)[0]
         first, end, null = item.targets["span"]
@@ -153,7 +142,7 @@ def test_an_encoder_reads_a_pair_as_transformers_does(tiny_folder):
     folder = tiny_folder("bert")
     task, model = build(folder)
     (item,) = task.encode(ROWS[:1], is_training=False)
-    ids_bt, lengths_b, spans_b3 = arrays_of(task, [item])
+    ids_bt, lengths_b, spans_b3 = batch_of(task, [item])
     with torch.no_grad():
         ours_t2 = span_logits(model, ids_bt, lengths_b, spans_b3)[0]
     plain = AutoModelForQuestionAnswering.from_pretrained(folder).eval()

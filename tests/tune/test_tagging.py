@@ -9,35 +9,20 @@ import pytest
 import torch
 
 from chinchilla_lm.core.errors import DataError, ModelError
-from chinchilla_lm.tune.backbone import load_backbone
 from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.tagging import make_tagging, tag_logits, unit_log_probabilities
-from chinchilla_lm.tune.task import TunedModel
+from chinchilla_lm.tune.tagging import tag_logits, unit_log_probabilities
+
+from . import conftest
+from .conftest import TAGGED as ROWS
+from .conftest import batch_of
 
 KINDS = ("qwen3", "gpt2", "bert")
-ROWS = [
-    {"tokens": ["Anna", "Smith", "ran", "to", "Paris", "."], "tags": ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]},
-    {"tokens": ["the", "cat", "sat"], "tags": ["O", "O", "O"]},
-    {"tokens": ["London", "2010", ",", "unheardofword"], "tags": ["B-LOC", "O", "O", "B-PER"]},
-]
 
 
 def build(folder, rows=ROWS, *, seed=0, **changes):
     """(task, model in eval mode) on a tiny model."""
     fields = {"task": "token-classification", "model": str(folder), "train": "t", "out": "o"}
-    config = TuneConfig(**(fields | changes))
-    backbone = load_backbone(config)
-    task = make_tagging(config, rows, backbone)
-    torch.manual_seed(seed)
-    model = TunedModel(backbone, task.make_head(backbone))
-    with torch.no_grad():
-        for parameter in model.head.parameters():
-            parameter.normal_(0, 0.5)
-    return task, model.eval()
-
-
-def batch_of(task, items):
-    return tuple(torch.from_numpy(array) for array in task.collate(items))
+    return conftest.build(TuneConfig(**(fields | changes)), rows, seed=seed, head_spread=0.5)
 
 
 def test_labels_are_both_tags_of_every_type(tiny_folder):
