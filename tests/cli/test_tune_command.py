@@ -94,7 +94,19 @@ def test_a_wrong_request_is_refused_with_the_way_out(task, values, text, said, t
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("values", [{"search": -1}, {"fractions": (1.5,)}, {"search": 2, "fractions": (0.5,)}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"search": -1},
+        {"fractions": (1.5,)},
+        {"search": 2, "fractions": (0.5,)},
+        {"search": 2, "augment": "perturb"},
+        {"augment_share": 0.5},
+        {"synonyms": Path("s.jsonl")},
+        {"augment": "generate", "synonyms": Path("s.jsonl")},
+        {"augment": "perturb", "augment_share": 1.5},
+    ],
+)
 def test_jobs_that_make_no_sense_are_refused(values):
     with pytest.raises(ConfigError):
         command.JobOptions(**values)

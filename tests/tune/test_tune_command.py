@@ -14,6 +14,7 @@ from cyclopts import App
 
 from chinchilla_lm.cli import tune as command
 from chinchilla_lm.cli.display import StudyDisplay
+from chinchilla_lm.core.errors import CheckpointError
 from chinchilla_lm.report.tune_charts import tune_charts
 from chinchilla_lm.report.tune_record import read_tune_run
 from chinchilla_lm.train.job import Interrupted
@@ -94,6 +95,22 @@ def test_what_twice_the_rows_would_bring_is_on_the_page(words, tmp_path, capsys)
     run(words("--fractions", "0.25", "0.5"))
     assert "Twice the rows" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Twice the rows" in capsys.readouterr().err
+
+
+def test_added_rows_are_said_on_page_card_and_terminal(words, tmp_path, capsys):
+    senses = write_jsonl(tmp_path / "synonyms.jsonl", [{"word": "film", "pos": "n", "senses": [["movie"]]}])
+    given = words("--augment", "perturb", "--augment-share", "0.5", "--synonyms", str(senses))
+    run(given)
+    captured = capsys.readouterr()
+    said = "Data used: 40 real training rows, and 20 that are copies of them with slips and synonyms"
+    assert said in captured.err
+    assert said in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert said in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert json.loads(captured.out)["rows"]["train"]["used"] == 60
+    run(given)  # a finished run is only read
+    assert json.loads(capsys.readouterr().out) == json.loads(captured.out)
+    with pytest.raises(CheckpointError, match="other settings or added rows"):
+        run(words("--augment", "perturb", "--augment-share", "0.25"))
 
 
 def test_going_on_shows_the_older_task(words, tmp_path, capsys):

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from rich.console import Console
@@ -41,6 +41,12 @@ class JobOptions:
     """Try so many settings on the validation rows first; the test rows are measured once, with the best."""
     fractions: Annotated[tuple[float, ...], Parameter(negative="", show_default=False, consume_multiple=True)] = ()
     """Also tune on these parts of the rows, such as 0.125 0.25 0.5, and say what twice the labels would bring."""
+    augment: Literal["perturb", "generate"] | None = None
+    """Add training rows: copies with slips and synonyms (perturb), or texts that the model writes for a label."""
+    augment_share: float | None = None
+    """Added rows for each real one, above 0 and at most 1. [default: 1.0]"""
+    synonyms: Path | None = None
+    """For --augment perturb: JSON lines with word and senses; without it slips of the keyboard alone."""
     json: Annotated[bool, Parameter(name="--json", negative="")] = False
     """Print one JSON document on stdout."""
 
@@ -49,8 +55,17 @@ class JobOptions:
             raise ConfigError(f"--search {self.search} must be 0 or more trials; write 0 for none")
         if not all(0 < fraction < 1 for fraction in self.fractions):
             raise ConfigError(f"--fractions {self.fractions} must each lie in (0, 1); write 0.125 0.25 0.5")
-        if sum((self.search > 0, bool(self.fractions), self.continue_from is not None)) > 1:
-            raise ConfigError("--search, --fractions and --continue are three jobs; run one after another")
+        jobs = (self.search > 0, bool(self.fractions), self.continue_from is not None, self.augment is not None)
+        if sum(jobs) > 1:
+            raise ConfigError("--search, --fractions, --continue and --augment are four jobs; run one after another")
+        if self.augment is None and (self.augment_share is not None or self.synonyms is not None):
+            raise ConfigError("--augment-share and --synonyms are for --augment perturb; add it")
+        if self.augment_share is not None and not 0 < self.augment_share <= 1:
+            raise ConfigError(
+                f"--augment-share {self.augment_share} must lie in (0, 1]; write 1 to double the rows"
+            )
+        if self.augment == "generate" and self.synonyms is not None:
+            raise ConfigError("--synonyms are for --augment perturb; leave them out, or perturb")
 
 
 @Parameter(name="*", group=Group("Going on (--continue)", sort_key=2))
@@ -154,6 +169,12 @@ def _run(config: TuneConfig, job: JobOptions, going_on: ContinueOptions, display
         from chinchilla_lm.tune.loading import ContinueSettings
 
         continue_tuning(job.continue_from, config, display, ContinueSettings(**asdict(going_on)))
+    elif job.augment is not None:
+        from chinchilla_lm.tune.augmentation import Augmentation, tune_augmented
+
+        share = 1.0 if job.augment_share is None else job.augment_share
+        synonyms = None if job.synonyms is None else str(job.synonyms)
+        tune_augmented(config, Augmentation(kind=job.augment, share=share, synonyms=synonyms), display)
     else:
         from chinchilla_lm.tune.tuning import tune as tune_model
 

@@ -16,10 +16,10 @@ def tune_lines(run_dir: Path) -> list[str]:
     # jinja2 and markupsafe come with the report: help stays fast
     from chinchilla_lm.report.tune_record import read_tune_run
     from chinchilla_lm.report.tune_rows import changed_examples, metric_rows
-    from chinchilla_lm.report.tune_words import change_words, data_sentence, headline, notes, tiles
+    from chinchilla_lm.report.tune_words import added_sentence, change_words, data_sentence, headline, notes, tiles
 
     run = read_tune_run(run_dir)
-    lines = ["", *headline(run).sentences, *filter(None, [data_sentence(run)]), ""]
+    lines = ["", *headline(run).sentences, *filter(None, [added_sentence(run), data_sentence(run)]), ""]
     rows = metric_rows(run)[:MOST_METRICS]
     width = max([12, *(len(row["name"]) for row in rows)])
     if rows:

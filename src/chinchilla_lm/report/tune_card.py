@@ -9,15 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import chinchilla_lm
 from chinchilla_lm.core.files import write_text
-from chinchilla_lm.report.card import fenced, markdown_text, yaml_scalar
+from chinchilla_lm.report.card import markdown_template
 from chinchilla_lm.report.tune_record import TuneRun, read_tune_run
 from chinchilla_lm.report.tune_rows import cost_rows, data_rows, metric_rows, setting_rows, value_text
 from chinchilla_lm.report.tune_use import load_lines, use_note
-from chinchilla_lm.report.tune_words import evaluated_on, headline, metric_name, model_name, notes, tested_words
+from chinchilla_lm.report.tune_words import (
+    added_sentence,
+    evaluated_on,
+    headline,
+    metric_name,
+    model_name,
+    notes,
+    tested_words,
+)
 
 _HUB_TASKS = {
     "relation-extraction": "text-classification",
@@ -68,7 +74,7 @@ def tune_card(run_dir: Path | str) -> str:
     run = read_tune_run(run_dir)
     task = run.word("task")
     per_class = run.table("per_class", "after")
-    return _template().render(
+    return markdown_template("tune_card.md.jinja").render(
         run=run,
         task=task,
         base=model_name(run),
@@ -81,6 +87,7 @@ def tune_card(run_dir: Path | str) -> str:
         labels=list(per_class)[:_MOST_CLASSES],
         more_labels=max(0, len(per_class) - _MOST_CLASSES),
         data=data_rows(run),
+        added=added_sentence(run),
         settings=setting_rows(run),
         costs=cost_rows(run),
         template=value_text(run.table("describe").get("template") or ""),
@@ -97,16 +104,3 @@ def _front_metrics(run: TuneRun) -> list[dict[str, Any]]:
     after = run.metrics("after")
     names = sorted(after, key=lambda name: (name != run.metric, name))
     return [{"type": name, "name": metric_name(name), "value": after[name]} for name in names]
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("chinchilla_lm.report", "templates"),
-        autoescape=False,  # Markdown, not HTML; texts go through `quoted`, `fenced` or `yaml`
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(yaml=yaml_scalar, quoted=markdown_text, fenced=fenced)
-    return environment.get_template("tune_card.md.jinja")

@@ -31,6 +31,7 @@ from chinchilla_lm.report.tune_use import load_lines, serve_lines, use_note
 from chinchilla_lm.report.tune_words import (
     GLOSSARY,
     Headline,
+    added_sentence,
     change_words,
     data_sentence,
     evaluated_on,
@@ -84,6 +85,7 @@ def render_tune_page(run: TuneRun) -> str:
         changed=changed_examples(run),
         turned=change_words(run),
         data=data_rows(run),
+        added=added_sentence(run),
         settings=setting_rows(run),
         costs=cost_rows(run),
         described=_described(run),

@@ -268,6 +268,24 @@ def data_sentence(run: TuneRun) -> str:
     return f"Twice the rows ({doubled['rows']:,}) should bring {write_change(run.metric, change)} ({ends})."
 
 
+def added_sentence(run: TuneRun) -> str:
+    """Say which training rows were added to the real ones; empty where none were."""
+    table = run.table("augmentation")
+    added, real = table.get("added"), table.get("real")
+    if not (is_number(added) and is_number(real)):
+        return ""
+    by_synonyms = " with slips and synonyms" if table.get("synonyms") else " with slips"
+    how = {
+        "perturb": f"are copies of them{by_synonyms}",
+        "generate": "were written by the model for a label and kept where a classifier of the real rows agreed",
+    }.get(str(table.get("kind")), "were added")
+    offered = table.get("offered")
+    out_of = f", of {offered:,} offered" if is_number(offered) and offered > added else ""
+    return (
+        f"Data used: {real:,} real training rows, and {added:,} that {how}{out_of}; validation and test rows are real."
+    )
+
+
 def _difference_sentence(run: TuneRun, verdict: Verdict) -> str:
     metric, paired = run.metric, run.table("paired")
     change = write_change(metric, difference_of(run))

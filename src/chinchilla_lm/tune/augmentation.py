@@ -19,14 +19,14 @@ import gc
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
-from chinchilla_lm.core.errors import ConfigError
-from chinchilla_lm.core.files import write_json, write_text
+from chinchilla_lm.core.errors import CheckpointError, ConfigError
+from chinchilla_lm.core.files import read_json, write_json, write_text
 from chinchilla_lm.data.labelled import Row
 from chinchilla_lm.generate.batching import Scheduler
 from chinchilla_lm.generate.engine import Engine
@@ -81,15 +81,21 @@ def tune_augmented(config: TuneConfig, augmentation: Augmentation, display: Disp
         display: told what happens.
 
     Returns:
-        The run; its record has "augmentation": {kind, real, wanted, offered, added, by_label}.
+        The run; its record has "augmentation": {kind, share, synonyms, real, wanted, offered, added, by_label,
+        examples}.
 
     Raises:
         ConfigError: a task whose rows cannot be made so, or a model that does not write.
+        CheckpointError: the folder holds a run with other rows added.
         ChinchillaError: as `tune`.
     """
     display = display or Silent()
-    splits = read_splits(config)
     folder = Path(config.out) / "augmentation"
+    _claim(folder, config, augmentation)
+    finished = folder.parent / "tune.json"
+    if finished.is_file() and "augmentation" in read_json(finished):
+        return TuneResult(folder=folder.parent, record=read_json(finished))
+    splits = read_splits(config)
     wanted = max(1, round(augmentation.share * len(splits.train)))
     if augmentation.kind == "perturb":
         synonyms = read_synonyms(augmentation.synonyms) if augmentation.synonyms else None
@@ -102,6 +108,8 @@ def tune_augmented(config: TuneConfig, augmentation: Augmentation, display: Disp
     result = tune(_with_rows(config, splits, added, folder), display)
     found = {
         "kind": augmentation.kind,
+        "share": augmentation.share,
+        "synonyms": augmentation.synonyms,
         "real": len(splits.train),
         "wanted": wanted,
         "offered": offered,
@@ -137,6 +145,21 @@ def keep_agreeing(texts: Sequence[Row], splits: Splits, wanted: int) -> list[Row
             room[row["label"]] -= 1
             kept.append({"text": row["text"], "label": row["label"]})
     return kept
+
+
+def _claim(folder: Path, config: TuneConfig, augmentation: Augmentation) -> None:
+    """Write what is asked, or check that the folder was asked the same."""
+    said = {"schema": "augmentation/1", **asdict(augmentation), "config": config.fingerprint()}
+    path = folder / "augmentation.json"
+    if path.is_file():
+        if read_json(path) != said:
+            raise CheckpointError(
+                f"{folder.parent} holds a run of other settings or added rows; write to a new folder, or restore them"
+            )
+        return
+    if (folder.parent / "config.toml").is_file():
+        raise CheckpointError(f"{folder.parent} holds a run without added rows; write to a new folder")
+    write_json(path, said)
 
 
 def _offered(config: TuneConfig, splits: Splits, wanted: int, folder: Path, display: Display) -> list[Row]:
