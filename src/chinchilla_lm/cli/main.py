@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from chinchilla_lm import __version__
-from chinchilla_lm.cli import chat, compare, design, export, fit, jobs, models, plan, prompt, serve, tune
+from chinchilla_lm.cli import chat, compare, design, export, fit, jobs, models, plan, prompt, serve, tune, tune_merge
 from chinchilla_lm.core.errors import ChinchillaError
 
 app = App(
@@ -36,6 +36,7 @@ app.command(compare.compare)
 app.command(models.evaluate, name="eval")
 app.command(models.generate)
 app.command(tune.tune)
+app.command(tune_merge.merge)
 app.command(prompt.prompt)
 app.command(serve.serve)
 app.command(chat.chat)

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
-from chinchilla_lm.core.files import read_json
-from chinchilla_lm.model.headed import HEAD_NAMES, HeadedModel, Kind, save_headed_model
+from chinchilla_lm.core.files import read_json, write_json
+from chinchilla_lm.model.headed import HEAD_NAMES, OWN_HEAD_FILE, HeadedModel, Kind, read_own_head, save_headed_model
 from chinchilla_lm.model.huggingface import load_model, save_model
 from chinchilla_lm.model.model_config import read_config
 from chinchilla_lm.tune.adapter_files import (
@@ -56,6 +56,8 @@ def merge_adapters(base: Path, adapters: Sequence[Path], out: Path, *, weights: 
         _merge_own(base, [read_adapter(folder) for folder in adapters], adapters[0], out, shares)
     else:
         _merge_by_peft(base, adapters, kinds, out, shares)
+    if (adapters[0] / TASK_FILE).is_file():  # how rows are read; the adapter itself is no longer needed
+        write_json(out / TASK_FILE, {**read_json(adapters[0] / TASK_FILE), "adapter": False, "needs_adapter": False})
 
 
 def _is_ours(base: Path) -> bool:
@@ -73,6 +75,10 @@ def _merge_own(base: Path, adapters: list[Adapter], first: Path, out: Path, shar
     remove_lora(model, merges=True)
     tokenizer = first if (first / "tokenizer.json").is_file() else base
     head = dict(adapters[0].head)
+    if (first / OWN_HEAD_FILE).is_file():  # a head that transformers has no class for, such as that of relations
+        own = HeadedModel(trunk=model, kind="Model", head=read_own_head(first / OWN_HEAD_FILE))
+        save_headed_model(own, out, tokenizer_folder=tokenizer)
+        return
     if not head:
         save_model(model, out, tokenizer_folder=tokenizer)
         return
