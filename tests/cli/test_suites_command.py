@@ -17,7 +17,8 @@ def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("suites")
     rows = [{"uid": "ab"[n % 2], "good": f"the sea was {n}", "bad": f"{n} sea the was"} for n in range(12)]
     (place / "blimp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = [{"context": f"the cook {n} therefore", "choices": ["said no.", "sang."], "label": n % 2} for n in range(6)]
+    rows = [{"context": f"the cook {n} therefore", "label": n % 2,
+             "choices": ["said no to the ship.", "sang of whales and of the calm sea near the ship."]} for n in range(6)]  # fmt: skip
     (place / "copa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return place
 
@@ -49,7 +50,10 @@ def test_all_takes_the_suites_that_are_there(tiny_model, folder, capsys, monkeyp
     text = tmp_path / "text"
     text.mkdir()
     for number in range(30):  # the second item of the suite, whole, stands in every document
-        (text / f"{number}.txt").write_text(f"{number} of them: the cook 1 therefore sang. And {number} " * 3)
+        (text / f"{number}.txt").write_text(
+            f"{number} of them: the cook 1 therefore sang of whales and of the calm sea near the ship. And {number} "
+            * 3
+        )
     prepare([str(text)], tmp_path / "prepared", vocab=300, heldout_bytes=300)
     record = ask(
         capsys, tiny_model, "--suite", "all", "--suite-data", folder, "--train-data", tmp_path / "prepared"

@@ -18,7 +18,8 @@ from chinchilla_lm.evals import contamination
 from chinchilla_lm.evals.contamination import find_in_training
 
 OPTIONS = {"vocab": 320, "heldout_bytes": 1500}
-WORDS = ["the", "sea", "was", "calm", "a", "sailor", "sang", "of", "whales", "near", "old", "ship", "cooks", "no"]
+WORDS = ["the", "sea", "was", "calm", "and", "a", "sailor", "sang", "of", "whales", "near", "an", "old", "ship"]
+WORDS += ["while", "cooks", "said", "no"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def made_texts(documents: list[str]) -> list[str]:
     draws = random.Random(1)
     own = [" ".join(draws.choices(WORDS, k=draws.randint(1, 20))) for _ in range(150)]
     pieces = [document.split() for document in documents]
-    copied = [" ".join(piece[start : start + 14]) for piece in pieces for start in (0, 30)]
+    copied = [" ".join(piece[start : start + 18]) for piece in pieces for start in (0, 30)]
     changed = [one.replace("sea", "lake").replace("the", "a") for one in copied]
     return own + copied + changed
 

@@ -107,6 +107,18 @@ def test_order_duplicates_and_the_number_of_slots_change_nothing(model, tokenize
         assert shuffled[place] == alone[i]  # the step's arithmetic is the same in any batch
 
 
+def test_a_beginning_that_texts_share_changes_nothing(model, tokenizer):
+    shown = "the sea was calm and the sailor sang. the cook said no. "  # read once and copied to the other slots
+    texts = [
+        f"{start}{shown}{word} said" for start in ("", "a whale came near. ") for word in ("the cook", "a ship", "a")
+    ]
+    pairs = [(text, ending) for text in texts for ending in (" no", " the sea was calm")]
+    together = Scorer(model, tokenizer, start_id=0, weights="float32", slots=4)
+    for _ in range(2):  # the second time the slots hold the end of the first
+        for pair, score in zip(pairs, together.score(pairs), strict=True):
+            assert Scorer(model, tokenizer, start_id=0, weights="float32", slots=1).score([pair])[0] == score
+
+
 def test_probabilities_of_all_single_tokens_sum_to_one(model, tokenizer):
     scorer = Scorer(model, tokenizer, start_id=0, weights="float32", slots=2)
     text = tuple(tokenizer.encode("the sea").ids)

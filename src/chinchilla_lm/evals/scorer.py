@@ -2,7 +2,8 @@
 
 Axes: w continuation tokens, v vocabulary. A `Scorer` reads each distinct text once, into a slot that may hold its
 beginning already (the demonstrations that all questions share), and then its continuations from there: k choices cost
-little more than one, where a batch of whole sequences reads the text k times. It never renders prompts or judges them.
+little more than one, where a batch of whole sequences reads the text k times; what neighbouring texts begin with is
+read once and copied from slot to slot. It never renders prompts or judges them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from chinchilla_lm.model.transformer import Transformer
 
 SLOTS = 16
 """Texts read in one pass: about 500 new tokens, where a pass is bound by arithmetic and not by reading the weights."""
+LEAST_SHARED = 16
+"""Tokens that neighbouring texts must begin with alike to be read once and copied: below it a pass of its own, of
+so few tokens, costs as much as it saves."""
 MOST_LOGITS = 1 << 25
 """Logits held at once: 128 MB of float32, 680 continuation tokens of a vocabulary of 49,152."""
 
@@ -153,6 +157,8 @@ class Scorer:
     ) -> Iterable[tuple[tuple[int, ...], tuple[int, ...], float, bool]]:
         """Price every continuation of a chunk of texts: yields (text, continuation, logprob, is_greedy)."""
         slots = range(len(texts))
+        for first, end in _runs(texts):
+            self._share_beginning(first, end, texts)
         first_wv = torch.log_softmax(self.engine.prefill_many(slots, texts), dim=-1)
         best_w = first_wv.argmax(dim=-1).tolist()
         for rank in range(max(map(len, continuations))):
@@ -171,6 +177,19 @@ class Scorer:
                     self.engine.truncate(slot, len(texts[slot]))
                     yield texts[slot], tokens, logprob + more, is_greedy and is_rest_greedy
 
+    def _share_beginning(self, first: int, end: int, texts: Sequence[tuple[int, ...]]) -> None:
+        """Make slots first ... end - 1 hold what their texts begin with alike: read once, or held already, and copied."""
+        beginning = texts[first][: _common(texts[first], texts[end - 1])]  # sorted: all between begin so too
+        held = [_common(self.engine.tokens(slot), beginning) for slot in range(self.engine.slots)]
+        best = max(range(self.engine.slots), key=held.__getitem__)
+        if best != first and held[best] > held[first]:
+            self.engine.copy(best, first, held[best])
+        if max(held) < len(beginning):
+            self.engine.prefill(first, beginning)
+        for slot in range(first + 1, end):
+            if held[slot] < len(beginning):
+                self.engine.copy(first, slot, len(beginning))
+
     def _price_rest(self, slots: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
         """Price all tokens but the first of one continuation a slot, in one pass."""
         logits_wv = self.engine.extend_many(slots, [tokens[:-1] for tokens in continuations])
@@ -183,6 +202,22 @@ class Scorer:
             (math.fsum(part.tolist()), bool(is_greedy.all()))
             for part, is_greedy in zip(logprobs_w.split(lengths), greedy_w.split(lengths), strict=True)
         ]
+
+
+def _runs(texts: Sequence[tuple[int, ...]]) -> Iterable[tuple[int, int]]:
+    """Runs of two or more sorted texts, each of which begins as its neighbour does: (first, end)."""
+    first = 0
+    for place in range(1, len(texts) + 1):
+        if place == len(texts) or _common(texts[place - 1], texts[place]) < LEAST_SHARED:
+            if place - first > 1:
+                yield first, place
+            first = place
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    """Tokens that two sequences have in common at their beginning."""
+    most = min(len(one), len(two))
+    return next((i for i in range(most) if one[i] != two[i]), most)
 
 
 def _parts(items: Sequence[tuple[int, tuple[int, ...], float, bool]], most_tokens: int) -> Iterable[list]:
