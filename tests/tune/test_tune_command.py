@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,13 @@ from cyclopts import App
 
 from chinchilla_lm.cli import tune as command
 from chinchilla_lm.cli.display import StudyDisplay
+from chinchilla_lm.cli.main import run_command
 from chinchilla_lm.core.errors import CheckpointError
 from chinchilla_lm.report.tune_charts import tune_charts
 from chinchilla_lm.report.tune_record import read_tune_run
 from chinchilla_lm.train.job import Interrupted
 
-from .conftest import write_jsonl
+from .conftest import save_tiny_model, write_jsonl
 
 Words = Callable[..., list[str]]
 
@@ -120,3 +122,36 @@ def test_going_on_shows_the_older_task(words, tmp_path, capsys):
     assert document["is_accepted"]
     page = (tmp_path / "more" / "report.html").read_text(encoding="utf-8")
     assert "What it kept of the old tasks" in page
+
+
+def test_a_refused_continuation_names_the_rejected_folder_and_needs_no_model(words, tmp_path, sentiment_rows, capsys):
+    run(words())
+    other = {"positive": "negative", "negative": "positive"}
+    rows = write_jsonl(tmp_path / "flipped.jsonl", [{**row, "label": other[row["label"]]} for row in sentiment_rows])
+    given = ["--continue", str(tmp_path / "run"), "--train", str(rows), "--validation", str(rows), "--test", str(rows)]
+    given += ["--out", str(tmp_path / "more"), "--replay", "0", "--epochs", "8", "--rows", "8", "--lr", "3e-3"]
+    run([*given, "--dtype", "float32", "--bootstrap-draws", "200", "--json"])
+    captured = capsys.readouterr()
+    document = json.loads(captured.out.splitlines()[-1])
+    assert not document["is_accepted"]
+    assert document["model_dir"] == str(tmp_path / "more" / "model-rejected")
+    assert Path(document["model_dir"], "config.json").is_file()
+    assert not (tmp_path / "more" / "model").exists()
+    assert "model-rejected" in captured.err
+    assert "rejected" in (tmp_path / "more" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_guide_work_as_written(tmp_path, sentiment_rows, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_tiny_model("qwen3", tmp_path / "my-model")
+    for name in ("train", "test", "new", "new-test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", sentiment_rows)
+    guide = (Path(__file__).parents[2] / "docs" / "tune.md").read_text(encoding="utf-8")
+    lines = [line for line in guide.splitlines() if line.startswith(("chinchilla tune ", "chinchilla merge "))]
+    wanted = ("tune text-classification --model", "tune --continue", "merge my-model --adapter runs/sentiment --out")
+    for start in wanted:
+        (line,) = [line for line in lines if line.startswith(f"chinchilla {start}")]
+        assert run_command(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    assert (tmp_path / "runs" / "sentiment" / "report.html").is_file()
+    assert (tmp_path / "runs" / "sentiment-2" / "continuation.json").is_file()
+    assert (tmp_path / "merged" / "config.json").is_file()
