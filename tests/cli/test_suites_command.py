@@ -17,8 +17,8 @@ def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("suites")
     rows = [{"uid": "ab"[n % 2], "good": f"the sea was {n}", "bad": f"{n} sea the was"} for n in range(12)]
     (place / "blimp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = [{"context": f"the cook {n} therefore", "label": n % 2,
-             "choices": ["said no to the ship.", "sang of whales and of the calm sea near the ship."]} for n in range(6)]  # fmt: skip
+    choices = ["said no to the ship.", "sang of whales and of the calm sea near the ship."]
+    rows = [{"context": f"the cook {n} therefore", "choices": choices, "label": n % 2} for n in range(6)]
     (place / "copa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return place
 

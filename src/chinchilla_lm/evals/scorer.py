@@ -178,7 +178,7 @@ class Scorer:
                     yield texts[slot], tokens, logprob + more, is_greedy and is_rest_greedy
 
     def _share_beginning(self, first: int, end: int, texts: Sequence[tuple[int, ...]]) -> None:
-        """Make slots first ... end - 1 hold what their texts begin with alike: read once, or held already, and copied."""
+        """Make slots first ... end - 1 hold what their texts begin with alike: read once, or held, and copied."""
         beginning = texts[first][: _common(texts[first], texts[end - 1])]  # sorted: all between begin so too
         held = [_common(self.engine.tokens(slot), beginning) for slot in range(self.engine.slots)]
         best = max(range(self.engine.slots), key=held.__getitem__)
