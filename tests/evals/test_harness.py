@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ConfigError
-from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.evals.harness import make_harness_model, run_harness
 from chinchilla_lm.evals.scorer import Scorer
-from chinchilla_lm.model.huggingface import load_model, save_model
-from chinchilla_lm.model.transformer import Transformer, initialise
+from chinchilla_lm.model.huggingface import load_model
 
 pytestmark = pytest.mark.slow  # importing it takes 10 s
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'chinchilla-lm[eval]'")
 
-LINES = ["the sea was calm and the sailor sang", "a whale came near the ship", "the cook said no", "question answer:"]
 QUESTIONS = [
     {"question": "what was the sea", "choices": ["calm", "a ship", "no"], "label": 0},
     {"question": "who sang", "choices": ["the cook", "the sailor", "a whale that came near the ship"], "label": 1},
@@ -43,43 +39,19 @@ metric_list:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator(LINES * 10, trainer)
-    shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64}
-    model = Transformer(ModelShape(vocab=tokenizer.get_vocab_size(), context=64, **shape))
-    initialise(model, 3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    place = tmp_path_factory.mktemp("sea") / "model"
-    save_model(model, place)
-    tokenizer.save(str(place / "tokenizer.json"))
-    special = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    (place / "tokenizer_config.json").write_text(json.dumps(special))
-    return place
-
-
-@pytest.fixture(scope="module")
-def ours(folder):
-    model = load_model(folder).eval()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+def ours(tiny_model):
+    model = load_model(tiny_model).eval()
+    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
     return model, Scorer(model, tokenizer, start_id=0, weights="float32", slots=4)
 
 
 @pytest.fixture(scope="module")
-def theirs(folder):
+def theirs(tiny_model):
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=4, device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    return HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(tiny_model), batch_size=4, device="cpu")
 
 
 def _requests(kind: str, arguments: list[tuple]):
@@ -91,7 +63,7 @@ def _requests(kind: str, arguments: list[tuple]):
 def test_log_likelihoods_are_those_of_its_own_model(ours, theirs):
     model = make_harness_model(*ours, stop_id=0)
     pairs = [(f"question {one['question']} answer:", " " + choice) for one in QUESTIONS for choice in one["choices"]]
-    pairs += [("", "the sea was calm"), ("the sea ", "was calm"), ("the sea " * 60, "was calm")]
+    pairs += [("", "the sea was calm"), ("the sea ", "was calm"), ("the sea " * 300, "was calm")]
     for (mine, is_mine), (its, is_its) in zip(
         model.loglikelihood(_requests("loglikelihood", pairs)),
         theirs.loglikelihood(_requests("loglikelihood", pairs)),
@@ -99,7 +71,7 @@ def test_log_likelihoods_are_those_of_its_own_model(ours, theirs):
     ):
         assert mine == pytest.approx(its, abs=1e-4)
         assert is_mine == is_its
-    texts = [("the sailor sang " * 30,), ("the sea",)]
+    texts = [("the sailor sang " * 200,), ("the sea",)]
     mine = model.loglikelihood_rolling(_requests("loglikelihood_rolling", texts))
     its = theirs.loglikelihood_rolling(_requests("loglikelihood_rolling", texts))
     assert mine == pytest.approx(its, abs=2e-3, rel=1e-5)  # sums of up to 240 tokens in float32

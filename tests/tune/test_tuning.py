@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,30 +31,12 @@ Folder = Callable[[str], Path]
 
 
 @pytest.fixture
-def configure(tiny_folder: Folder, tmp_path: Path, sentiment_rows: list[dict[str, Any]]) -> Callable[..., TuneConfig]:
-    train = write_jsonl(tmp_path / "train.jsonl", sentiment_rows)
+def configure(
+    configure: Callable[..., TuneConfig], tmp_path: Path, sentiment_rows: list[dict[str, Any]]
+) -> Callable[..., TuneConfig]:
+    """Three epochs, a checkpoint at every step, and test rows of their own."""
     test = write_jsonl(tmp_path / "test.jsonl", [{**row, "text": f"so {row['text']}"} for row in sentiment_rows[::2]])
-
-    def make(kind: str = "qwen3", **changes: Any) -> TuneConfig:
-        settings: dict[str, Any] = {
-            "task": "text-classification",
-            "model": str(tiny_folder(kind)),
-            "train": str(train),
-            "validation": str(train),
-            "test": str(test),
-            "out": str(tmp_path / "run"),
-            "method": "full",
-            "lr": 3e-3,
-            "rows": 8,
-            "epochs": 3.0,
-            "dtype": "float32",
-            "device": "cpu",
-            "checkpoint_seconds": 0.0,
-            "bootstrap_draws": 200,
-        }
-        return TuneConfig(**settings | changes)
-
-    return make
+    return functools.partial(configure, test=str(test), epochs=3.0, checkpoint_seconds=0.0, bootstrap_draws=200)
 
 
 @pytest.mark.parametrize(

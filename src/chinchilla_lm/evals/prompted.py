@@ -153,15 +153,14 @@ def answer_by_choice(
         cut |= asked.cut_rows
         choice = _choose(settings.rule, scorer, template, rows, draw)
         results.append(_measure(template, tests, gold, draw, choice, asked))
-    names = list(results[0].measures.values)
-    table = {name: np.array([result.measures.values[name] for result in results]) for name in names}
+    mean, spread = over_draws([result.measures for result in results])
     return PromptResult(
         template=template.name,
         shots=settings.demonstrations.shots,
         rows=len(tests),
         draws=tuple(results),
-        mean={name: float(values.mean()) for name, values in table.items()},
-        spread={name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
+        mean=mean,
+        spread=spread,
         cut_rows=len(cut),
         refused=len(draws[0].refused),
     )
@@ -213,6 +212,13 @@ def demonstration_draws(template: Template, rows: PromptRows, settings: DemoSett
     if not rows.pool:
         raise DataError(f"{settings.shots} shots need solved rows; give a training file, or ask for 0 shots")
     return select_demonstrations(template, rows.pool, rows.tests, settings, rows.vectors)
+
+
+def over_draws(measured: Sequence[Measures]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return each measure's mean over draws and its standard deviation (n - 1; 0 for one draw)."""
+    table = {name: np.array([one.values[name] for one in measured]) for name in measured[0].values}
+    spread = {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()}
+    return {name: float(values.mean()) for name, values in table.items()}, spread
 
 
 def _wanted(settings: PromptSettings, template: Template, rows: PromptRows) -> list[str]:

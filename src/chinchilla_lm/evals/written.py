@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from chinchilla_lm.core.errors import ConfigError, DataError
-from chinchilla_lm.evals.prompted import PromptRows, PromptSettings, demonstration_draws
+from chinchilla_lm.evals.prompted import PromptRows, PromptSettings, demonstration_draws, over_draws
 from chinchilla_lm.evals.scorer import Scorer
 from chinchilla_lm.generate.batching import Scheduler
 from chinchilla_lm.generate.constraint import LabelConstraint
@@ -136,14 +134,14 @@ def answer_by_writing(
                 demonstrations=draw.indices,
             )
         )
-    table = {name: np.array([one.measures.values[name] for one in results]) for name in results[0].measures.values}
+    mean, spread = over_draws([one.measures for one in results])
     return WrittenResult(
         template=template.name,
         shots=settings.demonstrations.shots,
         rows=len(rows.tests),
         draws=tuple(results),
-        mean={name: float(values.mean()) for name, values in table.items()},
-        spread={name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
+        mean=mean,
+        spread=spread,
         cut_rows=cut,
     )
 

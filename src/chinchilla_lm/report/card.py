@@ -40,7 +40,7 @@ def model_card(run_dir: Path | str) -> str:
     """
     run = read_run(run_dir)
     shape = (run.forecast or {}).get("shape")
-    return _template().render(
+    return markdown_template("model_card.md.jinja").render(
         run=run,
         headline=words.headline(run),
         corpus=words.corpus_words(run),
@@ -57,7 +57,8 @@ def model_card(run_dir: Path | str) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def markdown_template(name: str) -> jinja2.Template:
+    """Load a template that writes Markdown, with the filters of both cards."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("chinchilla_lm.report", "templates"),
         autoescape=False,  # Markdown, not HTML; texts go through `quoted`, `fenced` or `yaml`
@@ -76,7 +77,7 @@ def _template() -> jinja2.Template:
         loss=_or_unknown(lambda number: f"{number:.4f}"),
         digits=_or_unknown(lambda number: f"{number:.3g}"),
     )
-    return environment.get_template("model_card.md.jinja")
+    return environment.get_template(name)
 
 
 def yaml_scalar(value: Any) -> str:
