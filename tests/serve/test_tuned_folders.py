@@ -88,3 +88,76 @@ def test_a_head_without_a_route_is_refused_in_one_line(tiny_folder, tmp_path):
     save_folder(tiny_folder, tmp_path / "m", "QuestionAnswering", ["a", "b"])
     with pytest.raises(ModelError, match="QuestionAnswering is not served"):
         load_served_model(tmp_path / "m")
+
+
+PAIRS = [["the sea", "it said nothing"], ["hello", "said the cook"]]
+CONTEXT = "hello, said the cook. the sea said nothing, and the cook was silent for a while."
+
+
+def test_a_folder_of_pairs_takes_pairs_alone(tiny_folder, tmp_path):
+    import transformers
+
+    model = save_folder(tiny_folder, tmp_path / "m", "SequenceClassification", ["bad", "fine", "good"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    described = {"schema": "tuned/1", "describe": {"template": "{text}{text_pair}"}}
+    (tmp_path / "m" / "task.json").write_text(json.dumps(described))
+    objects = [{"text": first, "text_pair": second} for first, second in PAIRS]
+    with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
+        answers = [live.post("/v1/classify", {"model": "tiny", "input": given}).json() for given in (objects, PAIRS)]
+        single = live.post("/v1/classify", {"model": "tiny", "input": PAIRS[0]}).json()
+        refused = [
+            live.post("/v1/classify", {"model": "tiny", "input": given})
+            for given in ("the sea", ["the sea"], [1, 2], {"question": "a", "context": "b"}, {"text": "a"})
+        ]
+    assert answers[0]["data"] == answers[1]["data"]
+    assert single["data"] == answers[0]["data"][:1]
+    for row, pair in zip(answers[0]["data"], PAIRS, strict=True):
+        with torch.no_grad():
+            logits_k = model(**tokenizer(*pair, return_tensors="pt")).logits[0]
+        assert row["probs"] == pytest.approx(logits_k.softmax(dim=-1).tolist(), abs=1e-4)
+    assert [each.status_code for each in refused] == [400] * 5
+    assert "must be a pair" in refused[0].json()["error"]["message"]
+
+
+def test_single_texts_folders_refuse_pairs(tiny_folder, tmp_path):
+    save_folder(tiny_folder, tmp_path / "m", "SequenceClassification", ["bad", "good"])
+    with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
+        for given in ({"text": "a", "text_pair": "b"}, PAIRS, [{"question": "a", "context": "b"}]):
+            refused = live.post("/v1/classify", {"model": "tiny", "input": given})
+            assert refused.status_code == 400
+            assert "single texts" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("has_unanswerable", "max_tokens"), [(False, 60), (True, 60), (False, 40)])
+def test_answers_are_those_of_the_tuned_task(tiny_folder, tmp_path, has_unanswerable, max_tokens):
+    from chinchilla_lm.tune.deployed import load_deployed
+
+    save_folder(tiny_folder, tmp_path / "m", "QuestionAnswering", [])
+    describe = {"head": "span", "template": "Q: {question}\n{context}\nA:", "language": "en", "max_tokens": max_tokens}
+    describe |= {"stride": min(128, max_tokens // 3), "longest_answer_tokens": 5, "has_unanswerable": has_unanswerable}
+    table = {"schema": "tuned/1", "task": "question-answering", "mask": "causal", "labels": [], "needs_adapter": False}
+    (tmp_path / "m" / "task.json").write_text(json.dumps({**table, "describe": {**describe, "threshold": 0.0}}))
+    questions = [{"question": "who?", "context": CONTEXT}, {"question": "what?", "context": "海 said 你好 to me"}]
+    task, model = load_deployed(tmp_path / "m")
+    expected = task.predict(model, [{**row, "answers": []} for row in questions])
+    with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
+        answer = live.post("/v1/classify", {"model": "tiny", "input": questions}).json()
+        assert live.post("/v1/classify", {"model": "tiny", "input": "the sea"}).status_code == 400
+        long = {"question": "who? " * 80, "context": "a"}
+        assert "leaves no room" in live.post("/v1/classify", {"model": "tiny", "input": long}).text
+    for row, said, question in zip(answer["data"], expected, questions, strict=True):
+        assert (row["answer"], row["start"], row["end"]) == (said["text"], said["start"], said["end"])
+        assert row["margin"] == pytest.approx(said["margin"], abs=1e-2)
+        if row["start"] is not None:
+            assert question["context"][row["start"] : row["end"]] == row["answer"]
+            assert row["score"] == pytest.approx(said["score"], abs=1e-2)
+
+
+@pytest.mark.parametrize("wrong", [{"max_tokens": "60"}, {"stride": 0}, {"threshold": "x"}, {"template": "{context}"}])
+def test_a_wrong_task_file_is_refused_in_one_line(tiny_folder, tmp_path, wrong):
+    save_folder(tiny_folder, tmp_path / "m", "QuestionAnswering", [])
+    describe = {"template": "{question}{context}:", "max_tokens": 60, "stride": 20, "longest_answer_tokens": 5}
+    (tmp_path / "m" / "task.json").write_text(json.dumps({"describe": {**describe, **wrong}}))
+    with pytest.raises(ModelError) as refused:
+        load_served_model(tmp_path / "m")
+    assert "\n" not in str(refused.value)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from chinchilla_lm.core.errors import ConfigError, DataError
-from chinchilla_lm.tune.span_search import best_answers, best_spans, choose_threshold
-from chinchilla_lm.tune.span_windows import check_template, encode_question, locate_answer, target_positions
+from chinchilla_lm.data.span_search import best_answers, best_spans, choose_threshold
+from chinchilla_lm.data.span_windows import check_template, encode_question, locate_answer, target_positions
 
 TEMPLATE = "Question: {question}\nContext: {context}\nAnswer:"
 CONTEXT = "The play was written by Anna Smith in London in 1903. 今天的天气很好，我们去北京的公园。"

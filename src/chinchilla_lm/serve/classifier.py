@@ -2,6 +2,7 @@
 
     ...ForSequenceClassification    the last token's state meets `score`; a prompt lies in the folder's tokenizer
     ...ForTokenClassification       the states of a word's tokens meet `score`; task.json says which of them speak
+    ...ForQuestionAnswering         slices of a context (`answer_reader`); task.json says how a question is asked
 
 Folders of Qwen3, Llama and own layouts (`model.headed`). Words of a raw text are its runs of letters and digits, and
 each other sign; in a language without spaces (task.json's joiner is "") each character.
@@ -22,6 +23,7 @@ from torch import Tensor
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.model.headed import HeadedModel, kind_of, load_headed_model
 from chinchilla_lm.model.transformer import Transformer
+from chinchilla_lm.serve.answer_reader import AnswerReader
 from chinchilla_lm.serve.strict_json import JsonRefused, parse_json
 
 TASK_FILE = "task.json"
@@ -31,11 +33,20 @@ _UNSPACED_WORD = re.compile(r"[A-Za-z0-9]+|\S")
 
 
 class Classifier:
-    """A trunk, a head and the names of the classes. Attributes: `trunk`, `labels` (c), `is_multi_label`."""
+    """A trunk, a head and the classes' names (c). Attributes: `trunk`, `labels`, `is_multi_label`, `is_paired`."""
 
-    def __init__(self, trunk: Transformer, head_cd: Tensor, labels: Sequence[str], *, is_multi_label: bool) -> None:
-        """Takes parts that belong together."""
+    def __init__(
+        self,
+        trunk: Transformer,
+        head_cd: Tensor,
+        labels: Sequence[str],
+        *,
+        is_multi_label: bool,
+        is_paired: bool = False,
+    ) -> None:
+        """Takes parts that belong together; `is_paired`: it was tuned on pairs of texts."""
         self.trunk, self.labels, self.is_multi_label = trunk, tuple(labels), is_multi_label
+        self.is_paired = is_paired
         self._head_cd = head_cd
 
     @torch.inference_mode()
@@ -105,7 +116,9 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
     return kind_of(config) is not None
 
 
-def load_classifier(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> Classifier | Tagger:
+def load_classifier(
+    folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer
+) -> Classifier | Tagger | AnswerReader:
     """Read a tuned folder.
 
     Args:
@@ -117,14 +130,17 @@ def load_classifier(folder: Path, config: Mapping[str, Any], tokenizer: Tokenize
         ModelError: labels or tensors are missing or do not fit, or a head that has no route.
     """
     kind = kind_of(config)
-    if kind not in ("SequenceClassification", "TokenClassification"):
+    if kind not in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
         raise ModelError(
-            f"{folder}: a head of kind {kind} is not served; ask it with transformers (its card says how), or serve a "
-            "classification of texts or tokens"
+            f"{folder}: a head of kind {kind} is not served; ask it with tune.deployed (docs/serving.md), "
+            "or serve a classification of texts or tokens, or answers from a context"
         )
     model = load_headed_model(folder)
+    said = _read_task(folder / TASK_FILE).get("describe")
+    said = said if isinstance(said, dict) else {}
+    if kind == "QuestionAnswering":
+        return AnswerReader(model, tokenizer, said)
     if kind == "TokenClassification":
-        said = _read_task(folder / TASK_FILE).get("describe", {})
         pooling, joiner = str(said.get("pooling", "last")), said.get("joiner", " ")
         return Tagger(model, tokenizer, pooling=pooling, is_spaced=joiner != "")
     problem = model.problem_type or "single_label_classification"
@@ -133,7 +149,13 @@ def load_classifier(folder: Path, config: Mapping[str, Any], tokenizer: Tokenize
             f"{folder}: problem_type {problem!r} with {len(model.labels)} labels is not served; use two or more classes"
         )
     head_cd = model.head["score.weight"]
-    return Classifier(model.trunk, head_cd, model.labels, is_multi_label=problem.startswith("multi"))
+    return Classifier(
+        model.trunk,
+        head_cd,
+        model.labels,
+        is_multi_label=problem.startswith("multi"),
+        is_paired="{text_pair}" in str(said.get("template")),
+    )
 
 
 def _read_task(path: Path) -> dict[str, Any]:

@@ -177,11 +177,41 @@ class EmbeddingBody:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextPair:
+    """Two texts of one question, such as premise and hypothesis."""
+
+    text_pair: str = wanted(text())
+    text: str = wanted(text())  # last: from here on the name is the field's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question whose answer is a slice of the context."""
+
+    question: str = wanted(text(1))
+    context: str = wanted(text(1))
+
+
+_CLASSIFIED = either(
+    "a string, token ids, {text, text_pair}, {question, context}, or a list of one of these",
+    text(),
+    many(text(), most=MOST_INPUTS),
+    _TOKEN_IDS,
+    many(_TOKEN_IDS, most=MOST_INPUTS),
+    many(many(text(), least=2, most=2), most=MOST_INPUTS),
+    objects(TextPair),
+    many(objects(TextPair), most=MOST_INPUTS),
+    objects(Question),
+    many(objects(Question), most=MOST_INPUTS),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifyBody:
     """POST /v1/classify."""
 
     model: str = wanted(text(1, 512))
-    input: str | tuple[Any, ...] = wanted(_PROMPT)
+    input: str | tuple[Any, ...] | TextPair | Question = wanted(_CLASSIFIED)
     user: str | None = optional(text(0, 512))
 
 

@@ -16,10 +16,11 @@ from chinchilla_lm.core.errors import ConfigError, ModelError
 from chinchilla_lm.generate.request import QueueFull
 from chinchilla_lm.generate.request import Request as TextRequest
 from chinchilla_lm.serve import metrics as metrics_page
+from chinchilla_lm.serve.answer_reader import AnswerReader
 from chinchilla_lm.serve.answers import Answer
 from chinchilla_lm.serve.api_errors import ApiError
 from chinchilla_lm.serve.bodies import BodyReader
-from chinchilla_lm.serve.classifier import Tagger
+from chinchilla_lm.serve.classifier import Classifier, Tagger
 from chinchilla_lm.serve.guards import Exchange
 from chinchilla_lm.serve.metrics import Metrics
 from chinchilla_lm.serve.openai_schema import (
@@ -29,12 +30,14 @@ from chinchilla_lm.serve.openai_schema import (
     DetokenizeBody,
     EmbeddingBody,
     GenerationBody,
+    Question,
+    TextPair,
     TokenizeBody,
 )
 from chinchilla_lm.serve.runs import ClientLeft, Run, collect
 from chinchilla_lm.serve.served_model import ServedModel
 from chinchilla_lm.serve.settings import ServerSettings
-from chinchilla_lm.serve.translate import chat_requests, completion_requests, read_prompts
+from chinchilla_lm.serve.translate import chat_requests, completion_requests, read_pairs, read_prompts, read_questions
 
 Result = TypeVar("Result")
 Given = TypeVar("Given")
@@ -89,10 +92,16 @@ class Routes:
                 'folder, or use /v1/completions with response_format {"type": "labels"}',
                 code="no_classification_head",
             )
-        prompts = await self._read_input(request, body.input)
+        if isinstance(classifier, AnswerReader):
+            return await self._answer(request, body.input, classifier)
+        if isinstance(classifier, Classifier) and classifier.is_paired:
+            self._enter(request)
+            prompts = await self._read(lambda: read_pairs(body.input, self._served, self._limits, "input"))
+        else:
+            prompts = await self._read_input(request, _single_texts(body.input))
         rows: list[dict[str, Any]] = []
         if isinstance(classifier, Tagger):
-            texts = _only_texts(body.input)
+            texts = _only_texts(_single_texts(body.input))
             for index, entities in enumerate(await self._compute(request, classifier.entities, texts)):
                 rows.append({"index": index, "entities": entities})
         else:
@@ -102,6 +111,19 @@ class Routes:
                 rows.append({"index": index, "label": label, "probs": chances, "num_classes": len(chances)})
         answer = {"object": "list", "data": rows, "labels": list(classifier.labels), "model": self._served.name}
         return JSONResponse({**answer, "usage": self._read_usage(prompts)})
+
+    async def _answer(self, request: Request, given: Any, reader: AnswerReader) -> Response:
+        """Answer questions, window by window."""
+        self._enter(request)
+        asked = await self._read(lambda: read_questions(given, reader, self._served, self._limits, "input"))
+        scores = iter(await self._compute(request, reader.score, [window for _, each in asked for window in each]))
+        rows = [
+            {"index": index, **reader.answer(one.context, windows, [next(scores) for _ in windows])}
+            for index, (one, windows) in enumerate(asked)
+        ]
+        usage = self._read_usage([window.ids_t.tolist() for _, windows in asked for window in windows])
+        answer = {"object": "list", "data": rows, "labels": [], "model": self._served.name, "usage": usage}
+        return JSONResponse(answer)
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize."""
@@ -265,6 +287,16 @@ class Routes:
             )
             raise ApiError(504, f"{message}; send fewer", code="request_timeout") from None
         return results
+
+
+def _single_texts(given: Any) -> str | Sequence[Any]:
+    """Refuse what only other heads take."""
+    entries = given if isinstance(given, tuple) else (given,)
+    is_pair = any(isinstance(one, TextPair | Question) for one in entries)
+    if is_pair or any(isinstance(one, tuple) and isinstance(one[0], str) for one in entries):
+        message = "input: this model was tuned on single texts; send a text or a list of texts"
+        raise ApiError(400, message, param="input")
+    return given
 
 
 def _only_texts(given: str | Sequence[Any]) -> list[str]:

@@ -23,6 +23,7 @@ from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.model.huggingface import load_model
 from chinchilla_lm.model.transformer import Transformer
+from chinchilla_lm.serve.answer_reader import AnswerReader
 from chinchilla_lm.serve.chat_template import ChatTemplate, TemplateFailed, find_chat_template
 from chinchilla_lm.serve.classifier import Classifier, Tagger, is_classifier, load_classifier
 from chinchilla_lm.serve.draft import load_draft
@@ -52,7 +53,7 @@ class ServedModel:
         trunk: the model, for hidden states; float32.
         scheduler: writes text; None for a classifier.
         template: makes a prompt of a chat; None when the model has none.
-        classifier: gives classes, or entities; None for a language model.
+        classifier: gives classes, entities or answers from a context; None for a language model.
         lane: the one thread for hidden states and classes.
         readers: threads that tokenise, render and submit.
     """
@@ -67,7 +68,7 @@ class ServedModel:
     trunk: Transformer
     scheduler: Scheduler | None
     template: ChatTemplate | None
-    classifier: Classifier | Tagger | None
+    classifier: Classifier | Tagger | AnswerReader | None
     lane: ThreadPoolExecutor
     readers: ThreadPoolExecutor
 

@@ -9,15 +9,25 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from chinchilla_lm.core.errors import ConfigError
+from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.data.span_windows import SpanWindow
 from chinchilla_lm.generate.constraint import Constraint, JsonConstraint, LabelConstraint, RegexConstraint
 from chinchilla_lm.generate.penalties import bad_word_ids
 from chinchilla_lm.generate.request import Guidance, Request
 from chinchilla_lm.generate.sampling import Sampling
 from chinchilla_lm.generate.text import encode_prompt
+from chinchilla_lm.serve.answer_reader import MOST_WINDOWS, AnswerReader
 from chinchilla_lm.serve.api_errors import ApiError, bad_field
 from chinchilla_lm.serve.chat_template import TemplateFailed
-from chinchilla_lm.serve.openai_schema import ChatBody, CompletionBody, GenerationBody, Message, ResponseFormat
+from chinchilla_lm.serve.openai_schema import (
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    Message,
+    Question,
+    ResponseFormat,
+    TextPair,
+)
 from chinchilla_lm.serve.served_model import ServedModel
 from chinchilla_lm.serve.settings import Limits
 
@@ -109,6 +119,65 @@ def read_prompts(
         else _check_ids(one, served, limits, name, reserve=reserve)
         for one, name in zip(many, names, strict=True)
     ]
+
+
+def read_pairs(given: Any, served: ServedModel, limits: Limits, where: str) -> list[tuple[int, ...]]:
+    """Return the token ids of each pair of texts, with the prompt that the folder's tokenizer puts around them.
+
+    Args:
+        given: a pair or several: {text, text_pair}, or a list of two texts.
+        served: a model that was tuned on pairs.
+        limits: of length and number.
+        where: the field's name.
+
+    Raises:
+        ApiError: 400: a single text, too many pairs, or too long.
+    """
+    is_one = isinstance(given, TextPair) or (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str))
+    pairs = [given] if is_one else list(given) if isinstance(given, tuple) else [given]
+    _check_texts(len(pairs), limits)
+    found = []
+    for index, pair in enumerate(pairs):
+        name = where if len(pairs) == 1 else f"{where}[{index}]"
+        if isinstance(pair, TextPair):
+            texts = (pair.text, pair.text_pair)
+        elif isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(one, str) for one in pair):
+            texts = pair
+        else:
+            raise bad_field(name, 'must be a pair: this model was tuned on two texts; send {"text", "text_pair"}')
+        most = _most_prompt_tokens(served, limits, 0)
+        if sum(map(len, texts)) > most * served.longest_token:
+            raise _too_long(name, "more", most, served)
+        found.append(_check_ids(tuple(served.tokenizer.encode(*texts).ids), served, limits, name, reserve=0))
+    return found
+
+
+def read_questions(
+    given: Any, reader: AnswerReader, served: ServedModel, limits: Limits, where: str
+) -> list[tuple[Question, list[SpanWindow]]]:
+    """Return each question with the windows of its context.
+
+    Raises:
+        ApiError: 400: something else than {question, context}, too many, or a context of too many windows.
+    """
+    questions = list(given) if isinstance(given, tuple) else [given]
+    _check_texts(len(questions), limits)
+    found = []
+    for index, one in enumerate(questions):
+        name = where if len(questions) == 1 else f"{where}[{index}]"
+        if not isinstance(one, Question):
+            raise bad_field(name, 'must be {"question", "context"}: this model answers with a slice of the context')
+        if len(one.question) + len(one.context) > MOST_WINDOWS * served.capacity * served.longest_token:
+            raise bad_field(name, f"is longer than {MOST_WINDOWS} windows; send parts of it", "context_length_exceeded")
+        try:
+            windows = reader.windows(one.question, one.context)
+        except DataError as error:
+            raise bad_field(name, str(error), "context_length_exceeded") from None
+        if len(windows) > MOST_WINDOWS:
+            message = f"takes {len(windows)} windows and may take {MOST_WINDOWS}; send parts of the context"
+            raise bad_field(name, message, "context_length_exceeded")
+        found.append((one, windows))
+    return found
 
 
 def read_constraint(body: GenerationBody) -> Constraint | None:

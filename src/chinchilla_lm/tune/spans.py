@@ -19,20 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ConfigError, DataError
-from chinchilla_lm.metrics.answers import answer_f1, measure_answers
-from chinchilla_lm.metrics.measures import Measures
-from chinchilla_lm.tune.backbone import Backbone, pad_rows, split_by_length
-from chinchilla_lm.tune.batches import trim
-from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.hub_backbone import HubHead
-from chinchilla_lm.tune.span_search import best_answers, choose_threshold
-from chinchilla_lm.tune.span_windows import (
+from chinchilla_lm.data.span_search import best_answers, choose_threshold
+from chinchilla_lm.data.span_windows import (
     SpanWindow,
     check_template,
     encode_question,
     locate_answer,
     target_positions,
 )
+from chinchilla_lm.metrics.answers import answer_f1, measure_answers
+from chinchilla_lm.metrics.measures import Measures
+from chinchilla_lm.tune.backbone import Backbone, pad_rows, split_by_length
+from chinchilla_lm.tune.batches import trim
+from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.hub_backbone import HubHead
 from chinchilla_lm.tune.tagging import HEAD_DROPOUT, LinearHead
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
 from chinchilla_lm.tune.words import joiner_for

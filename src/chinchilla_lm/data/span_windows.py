@@ -9,7 +9,7 @@ Axes: t positions of a window, c its context tokens. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from chinchilla_lm.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,11 +74,44 @@ def encode_question(
     Raises:
         DataError: the question leaves no room for the context.
     """
-    ids, offsets, low, high = (
-        _encode_pair(tokenizer, question, context)
-        if template is None
-        else _encode_template(tokenizer, question, context, template)
-    )
+    if template is None:
+        encoded = _encode_pair(tokenizer, question, context)
+        return _cut_windows(encoded, question, context, max_tokens, stride, is_null_first=True)
+
+    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        return encoding["input_ids"], encoding["offset_mapping"]
+
+    return encode_prompted(encode, question, context, template=template, max_tokens=max_tokens, stride=stride)
+
+
+def encode_prompted(
+    encode: Encode, question: str, context: str, *, template: str, max_tokens: int, stride: int
+) -> list[SpanWindow]:
+    """Cut a causal model's context into windows by any tokenizer; see `encode_question`.
+
+    Args:
+        encode: text -> (ids with the special tokens, characters [start, end) that each touches).
+        question: asked.
+        context: searched.
+        template: a prompt with "{question}" before "{context}".
+        max_tokens: longest window.
+        stride: context tokens that two neighbouring windows share.
+    """
+    encoded = _encode_template(encode, question, context, template)
+    return _cut_windows(encoded, question, context, max_tokens, stride, is_null_first=False)
+
+
+def _cut_windows(
+    encoded: tuple[list[int], list[tuple[int, int]], int, int],
+    question: str,
+    context: str,
+    max_tokens: int,
+    stride: int,
+    *,
+    is_null_first: bool,
+) -> list[SpanWindow]:
+    ids, offsets, low, high = encoded
     room = max_tokens - low - (len(ids) - high)
     if room < 1:
         raise DataError(
@@ -89,7 +124,7 @@ def encode_question(
     for start in range(low, high, step):
         end = min(start + room, high)
         ids_t = np.array([*ids[:low], *ids[start:end], *ids[high:]], np.int64)
-        null = 0 if template is None else len(ids_t) - 1
+        null = 0 if is_null_first else len(ids_t) - 1
         part = slice(start - low, end - low)
         windows.append(SpanWindow(ids_t=ids_t, first=low, starts_c=starts_c[part], ends_c=ends_c[part], null=null))
         if end == high:
@@ -183,18 +218,18 @@ def locate_answer(context: str, answers: Sequence[dict[str, Any]]) -> tuple[int,
 
 
 def _encode_template(
-    tokenizer: PreTrainedTokenizerFast, question: str, context: str, template: str
+    encode: Encode, question: str, context: str, template: str
 ) -> tuple[list[int], list[tuple[int, int]], int, int]:
     """(ids, offsets in the context, first context token, end of the context's tokens) of the whole prompt."""
     before, after = template.split("{context}")
     before = before.replace("{question}", question.strip())
-    encoding = tokenizer(before + context + after, return_offsets_mapping=True)
+    ids, places = encode(before + context + after)
     start, end = len(before), len(before) + len(context)
-    offsets = [(low - start, min(high, end) - start) for low, high in encoding["offset_mapping"]]
+    offsets = [(low - start, min(high, end) - start) for low, high in places]
     # A token belongs to the context if it holds one of its characters; special tokens are (0, 0), before it.
-    inside = [t for t, (low, high) in enumerate(encoding["offset_mapping"]) if high > start and low < min(high, end)]
+    inside = [t for t, (low, high) in enumerate(places) if high > start and low < min(high, end)]
     low, high = (inside[0], inside[-1] + 1) if inside else (len(offsets), len(offsets))
-    return encoding["input_ids"], [(max(0, first), last) for first, last in offsets], low, high
+    return ids, [(max(0, first), last) for first, last in offsets], low, high
 
 
 def _encode_pair(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from chinchilla_lm.tune.span_windows import SpanWindow
+from chinchilla_lm.data.span_windows import SpanWindow
 
 
 @dataclass(frozen=True, kw_only=True)
