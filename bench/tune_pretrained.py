@@ -5,8 +5,8 @@
 RUN_DIR is a directory of `chinchilla run` (or a model folder). Both starts have the same tokenizer, training rows and
 their order, head (its rows start from the label words' unembedding rows, trained or random), updates and learning
 rates to choose from; each takes the rate that is best on the validation rows. Only the chosen training is measured on
-the test rows, and the two are compared on the same rows: bootstrap interval of the difference, McNemar's test. TF-IDF + logistic
-regression on the same rows stands beside them, where scikit-learn is installed. One seed.
+the test rows, and the two are compared on the same rows: bootstrap interval of the difference, McNemar's test. TF-IDF +
+logistic regression on the same rows stands beside them, where scikit-learn is installed. One seed.
 
 A training that is finished is read, a stopped one resumes; OUT/results.jsonl gets a line a task.
 """
