@@ -229,8 +229,8 @@ def row_of(record: dict[str, Any], rules: tuple[str, ...]) -> tuple[str, ...]:
     error = 100 * math.sqrt(auto * (1 - auto) / record["rows"])
     chosen = ",".join(sorted(set(record["auto_rules"])))
     behind = f"{100 * (best - auto):.1f}"
-    return (record["name"], str(record["rows"]), *cells, f"{percent(record['auto'])} ({chosen})", behind, f"{error:.1f}",
-            cost)  # fmt: skip
+    auto_cell = f"{percent(record['auto'])} ({chosen})"
+    return (record["name"], str(record["rows"]), *cells, auto_cell, behind, f"{error:.1f}", cost)
 
 
 def percent(accuracies: list[float]) -> str:

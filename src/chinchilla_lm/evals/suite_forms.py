@@ -50,7 +50,10 @@ def sentence(row: Mapping[str, Any]) -> Item:
 
 
 def copa(row: Mapping[str, Any]) -> Item:
-    """The pack's COPA has a comma before the connector, which the harness has not."""
+    """COPA; the pack's has a comma before the connector, which the harness has not.
+
+    The harness prices "  the choice" with two spaces (its choices bring one, its delimiter another); here it is one.
+    """
     if "context" in row:
         row = {**row, "context": row["context"].replace(", therefore", " therefore").replace(", because", " because")}
     return sentence(row)
