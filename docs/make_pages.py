@@ -22,6 +22,8 @@ COMMANDS = (
     "train",
     "eval",
     "generate",
+    "tune",
+    "merge",
     "serve",
     "chat",
     "export",
