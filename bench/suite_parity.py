@@ -5,8 +5,8 @@
 
 The harness's rows come from its hub; here the shared files are written, in the hub's columns, into a temporary folder,
 and each task is the harness's own file (`include:` of its YAML, so prompts, choices, targets and metrics are its own)
-with only the place of its data changed (and COPA's doubled space). The harness runs HFLM in float32 with batch 16; ours runs the same items.
-Accuracies should lie within 1.5 points, and items should agree but for ties within float32's error.
+with only the place of its data changed (and COPA's doubled space). The harness runs HFLM in float32 with batch 16; ours
+runs the same items. Accuracies should lie within 1.5 points, and items agree but for ties within float32's error.
 """
 
 from __future__ import annotations

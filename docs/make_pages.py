@@ -21,6 +21,8 @@ COMMANDS = (
     "prepare",
     "train",
     "eval",
+    "prompt",
+    "tune",
     "generate",
     "tune",
     "merge",
