@@ -53,8 +53,8 @@ SST2 = Line(
     task="text-classification",
     folder="sentiment-sst2",
     rows=(400, 200, None),
-    # Measured with peft and this template: 400 rows, 2 epochs gave 90.0 on 200 dev rows (zero-shot 78.0).
-    settings={"template": "Review: {text}\nSentiment:", "epochs": 2.0},
+    # Four epochs, chosen on 872 dev rows: 87.5 (LoRA) and 87.7 (full); with two, test rows gave 86.2 and 86.7.
+    settings={"template": "Review: {text}\nSentiment:", "epochs": 4.0},
     has_baseline=True,
 )
 CLINC = Line(
