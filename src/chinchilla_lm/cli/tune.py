@@ -61,9 +61,7 @@ class JobOptions:
         if self.augment is None and (self.augment_share is not None or self.synonyms is not None):
             raise ConfigError("--augment-share and --synonyms are for --augment perturb; add it")
         if self.augment_share is not None and not 0 < self.augment_share <= 1:
-            raise ConfigError(
-                f"--augment-share {self.augment_share} must lie in (0, 1]; write 1 to double the rows"
-            )
+            raise ConfigError(f"--augment-share {self.augment_share} must lie in (0, 1]; write 1 to double the rows")
         if self.augment == "generate" and self.synonyms is not None:
             raise ConfigError("--synonyms are for --augment perturb; leave them out, or perturb")
 

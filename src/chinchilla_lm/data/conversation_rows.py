@@ -140,9 +140,7 @@ def _messages(fields: Fields, value: Any) -> list[dict[str, str]]:
         is_silent = isinstance(said, str) and not said.strip()  # SGD's test part has such a turn
         messages.append({"role": role, "content": "" if is_silent else turn_fields.as_text(said, "content")})
     if not any(message["content"] for message in messages):
-        raise DataError(
-            f"{fields.place}, turn 1: 'content' is blank, as are all; give them text, or delete the row"
-        )
+        raise DataError(f"{fields.place}, turn 1: 'content' is blank, as are all; give them text, or delete the row")
     return messages
 
 
