@@ -19,16 +19,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from statistics import NormalDist
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares, minimize_scalar
-from scipy.stats import norm
+from scipy import optimize  # pyright: ignore[reportMissingTypeStubs] - it has no stubs
 
 from chinchilla_lm.core.errors import FitError
 
 Floats = npt.NDArray[np.float64]
+_scipy = cast(Any, optimize)
 Form = Literal["logistic", "exponential"]
 FORMS: tuple[Form, ...] = ("logistic", "exponential")
 LEAST_RUNS = 4
@@ -240,7 +241,7 @@ def hold_out_best(runs: Sequence[TaskRun], *, chance: float, level: float = 0.9)
 def _two_sided(draws: np.random.Generator, below: float, above: float, level: float) -> Floats:
     """Errors of a loss whose interval reaches so far below and above: two half normals."""
     normal = draws.standard_normal(DRAWS)
-    return normal * np.where(normal < 0, below, above) / norm.ppf((1 + level) / 2)
+    return normal * np.where(normal < 0, below, above) / NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _columns(runs: Sequence[TaskRun]) -> tuple[Floats, Floats, Floats]:
@@ -282,15 +283,17 @@ def _fit_form(form: Form, loss_n: Floats, accuracy_n: Floats, error_n: Floats, c
             return np.concatenate([fit_n, _prior_scores(parameters, middle)])
 
         bounds = ([-STEEPEST, -np.inf], [STEEPEST, np.inf])
-        solution = least_squares(residuals, start, bounds=bounds, max_nfev=200)
-        hessian = solution.jac.T @ solution.jac
-        return solution.x, hessian, float(2 * solution.cost + 2 * np.log(deviation_n).sum())
+        solution = _scipy.least_squares(residuals, start, bounds=bounds, max_nfev=200)
+        jacobian: Floats = np.asarray(solution.jac, dtype=np.float64)
+        found: Floats = np.asarray(solution.x, dtype=np.float64)
+        return found, jacobian.T @ jacobian, float(2 * solution.cost + 2 * np.log(deviation_n).sum())
+
+    def deviance_of(scatter: float) -> float:
+        return solve(scatter, exact[0])[2]
 
     starts = [np.array([slope, middle - shift]) for slope in (0.5, 2.0) for shift in (0.0, 1.0)]
     exact = min((solve(0.0, start) for start in starts), key=lambda one: one[2])
-    found = minimize_scalar(
-        lambda one: solve(one, exact[0])[2], bounds=(0.0, MOST_SCATTER), method="bounded", options={"xatol": 5e-4}
-    )
+    found = _scipy.minimize_scalar(deviance_of, bounds=(0.0, MOST_SCATTER), method="bounded", options={"xatol": 5e-4})
     scatter = float(found.x) if found.fun < exact[2] else 0.0
     # Maximum likelihood takes the two parameters as known: n / (n - 2) makes up for it.
     scatter *= math.sqrt(len(loss_n) / (len(loss_n) - 2))
@@ -312,7 +315,7 @@ def _fit_form(form: Form, loss_n: Floats, accuracy_n: Floats, error_n: Floats, c
 
 
 def _warnings(accuracy_n: Floats, error_n: Floats, fits: Sequence[FormFit], chance: float) -> tuple[str, ...]:
-    lines = []
+    lines: list[str] = []
     above = (accuracy_n - chance) / error_n
     if (above > 2).sum() < 3:
         lines.append(
