@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chinchilla_lm.generate.engine import shared_prefix
 from chinchilla_lm.tune.completion import split_text
-from chinchilla_lm.tune.completion_tokens import IGNORED, PairEncoder, common_prefix, lead_ids
+from chinchilla_lm.tune.completion_tokens import IGNORED, PairEncoder, lead_ids
 from chinchilla_lm.tune.prompts_generative import move_spaces
 
 from .conftest import make_tokenizer
@@ -34,7 +35,7 @@ def test_every_completion_token_is_a_target_once_and_no_prompt_token_is(prompt: 
     assert pair is not None
     whole = encoder.bare(prompt + spaces + completion)
     alone = encoder.bare(prompt)
-    boundary = common_prefix(whole, alone)
+    boundary = shared_prefix(whole, alone)
     wanted = [*whole[boundary:], encoder.end_id]
     assert pair.targets[pair.targets != IGNORED].tolist() == wanted
     # each target stands one place before the token it names, and the inputs are the text itself

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import DataError
-from chinchilla_lm.generate.engine import Engine
+from chinchilla_lm.generate.engine import Engine, shared_prefix
 from chinchilla_lm.model.transformer import Transformer
 
 SLOTS = 16
@@ -138,8 +138,7 @@ class Scorer:
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def _split(self, text: Sequence[int], joint: Sequence[int], number: int) -> TokenPair:
-        most = min(len(text), len(joint) - 1)
-        boundary = next((i for i in range(most) if text[i] != joint[i]), most)
+        boundary = min(shared_prefix(text, joint), len(joint) - 1)
         return self._fit(joint[:boundary] or [self.start_id], joint[boundary:], number)
 
     def _fit(self, text: Sequence[int], continuation: Sequence[int], number: int) -> TokenPair:
@@ -179,8 +178,8 @@ class Scorer:
 
     def _share_beginning(self, first: int, end: int, texts: Sequence[tuple[int, ...]]) -> None:
         """Make slots first ... end - 1 hold what their texts begin with alike: read once, or held, and copied."""
-        beginning = texts[first][: _common(texts[first], texts[end - 1])]  # sorted: all between begin so too
-        held = [_common(self.engine.tokens(slot), beginning) for slot in range(self.engine.slots)]
+        beginning = texts[first][: shared_prefix(texts[first], texts[end - 1])]  # sorted: all between begin so too
+        held = [shared_prefix(self.engine.tokens(slot), beginning) for slot in range(self.engine.slots)]
         best = max(range(self.engine.slots), key=held.__getitem__)
         if best != first and held[best] > held[first]:
             self.engine.copy(best, first, held[best])
@@ -208,16 +207,10 @@ def _runs(texts: Sequence[tuple[int, ...]]) -> Iterable[tuple[int, int]]:
     """Runs of two or more sorted texts, each of which begins as its neighbour does: (first, end)."""
     first = 0
     for place in range(1, len(texts) + 1):
-        if place == len(texts) or _common(texts[place - 1], texts[place]) < LEAST_SHARED:
+        if place == len(texts) or shared_prefix(texts[place - 1], texts[place]) < LEAST_SHARED:
             if place - first > 1:
                 yield first, place
             first = place
-
-
-def _common(one: Sequence[int], two: Sequence[int]) -> int:
-    """Tokens that two sequences have in common at their beginning."""
-    most = min(len(one), len(two))
-    return next((i for i in range(most) if one[i] != two[i]), most)
 
 
 def _parts(items: Sequence[tuple[int, tuple[int, ...], float, bool]], most_tokens: int) -> Iterable[list]:

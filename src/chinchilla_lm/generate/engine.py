@@ -103,8 +103,8 @@ class Engine:
         rest = []
         for slot, ids in zip(slots, prompts, strict=True):
             held = self._tokens[slot]
-            most = min(len(held), len(ids) - 1)  # the last token is read in any case: its logits are asked for
-            shared = next((i for i in range(most) if held[i] != ids[i]), most)
+            # The last token is read in any case: its logits are asked for.
+            shared = min(shared_prefix(held, ids), len(ids) - 1)
             self.truncate(slot, shared)
             rest.append(ids[shared:])
         return self._forward(slots, rest, last_only=True)
@@ -201,3 +201,9 @@ class Engine:
         outside = next((token for token in ids if not 0 <= token < self.vocab), None)
         if outside is not None:
             raise ModelError(f"token id {outside} is outside the vocabulary of {self.vocab}; check the tokenizer")
+
+
+def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many first tokens are the same."""
+    length = min(len(left), len(right))
+    return next((place for place in range(length) if left[place] != right[place]), length)

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chinchilla_lm.generate.engine import Engine
-from chinchilla_lm.generate.slots import Lane, Running, choose_slot, shared_prefix
+from chinchilla_lm.generate.engine import Engine, shared_prefix
+from chinchilla_lm.generate.slots import Lane, Running, choose_slot
 
 PREFILL_TOKENS = 128
 """Prompt tokens read between two tokens of the running texts. On SmolLM2-135M (bfloat16, one core, 2026-11-22) they

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
-from chinchilla_lm.generate.engine import Engine
+from chinchilla_lm.generate.engine import Engine, shared_prefix
 from chinchilla_lm.generate.request import Event, Guidance, Request, TokenLogprob
 from chinchilla_lm.generate.sequence import TextSequence, token_logprobs
 from chinchilla_lm.generate.ticket import Ticket
@@ -150,9 +150,3 @@ def choose_slot(engine: Engine, free: Iterable[int], prompt_ids: Sequence[int]) 
     shared = {slot: shared_prefix(engine.tokens(slot), prompt_ids) for slot in free}
     slot = max(shared, key=lambda slot: shared[slot])
     return slot, shared[slot]
-
-
-def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many first tokens are the same."""
-    length = min(len(left), len(right))
-    return next((place for place in range(length) if left[place] != right[place]), length)

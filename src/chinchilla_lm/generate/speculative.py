@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
-from chinchilla_lm.generate.engine import Engine
+from chinchilla_lm.generate.engine import Engine, shared_prefix
 from chinchilla_lm.generate.prefilling import PREFILL_TOKENS
 from chinchilla_lm.generate.sequence import TokenChooser
-from chinchilla_lm.generate.slots import Running, shared_prefix
+from chinchilla_lm.generate.slots import Running
 
 GUESSES = 4
 PASS_ROWS = 16  # of a tile of tokens

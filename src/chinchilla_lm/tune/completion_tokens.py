@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chinchilla_lm.core.errors import ModelError
+from chinchilla_lm.generate.engine import shared_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -164,17 +165,11 @@ class PairEncoder:
 
     def _join(self, prompt: str, completion: str) -> tuple[list[int], int]:
         whole, alone = self.bare(prompt + completion), self.bare(prompt)
-        boundary = common_prefix(whole, alone)
+        boundary = shared_prefix(whole, alone)
         lead = self.lead_ids
         if not lead and boundary == 0:  # no prompt, or all of it joined with the completion
             lead = [start_token_id(self.tokenizer)]
         return [*lead, *whole, self.end_id], len(lead) + boundary
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    most = min(len(first), len(second))
-    return next((i for i in range(most) if first[i] != second[i]), most)
 
 
 def lead_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
