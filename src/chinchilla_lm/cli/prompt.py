@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chinchilla_lm.evals.loading import Loaded
     from chinchilla_lm.evals.prompted import PromptResult, PromptRows
     from chinchilla_lm.evals.written import WrittenResult
+    from chinchilla_lm.prompt.search import ArmRow, SearchResult
     from chinchilla_lm.prompt.template import Template
 
 TaskWord = Literal[
@@ -216,15 +217,13 @@ def _with_vectors(loaded: Loaded, scorer: Any, template: Template, rows: PromptR
     return replace(rows, vectors=(vectors(rows.pool), vectors(rows.tests)))
 
 
-def _search_record(found: Any) -> dict[str, Any]:
-    rows = [
-        {"template": row.arm.template, "draw": row.arm.draw, "rule": row.rule, "score": row.score, "items": row.items}
-        for row in found.table
-    ]
-    return {"items_scored": found.items_scored, "best": rows[0] if not rows else {
-        "template": found.best.arm.template, "draw": found.best.arm.draw, "rule": found.best.rule,
-        "score": found.best.score, "items": found.best.items,
-    }, "table": rows[:50]}  # fmt: skip
+def _search_record(found: SearchResult) -> dict[str, Any]:
+    def record(row: ArmRow) -> dict[str, Any]:
+        arm = {"template": row.arm.template, "draw": row.arm.draw}
+        return arm | {"rule": row.rule, "score": row.score, "items": row.items}
+
+    table = [record(row) for row in found.table[:50]]
+    return {"items_scored": found.items_scored, "best": record(found.best), "table": table}
 
 
 def _lines(record: dict[str, Any]) -> list[str]:

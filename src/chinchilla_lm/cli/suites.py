@@ -6,7 +6,7 @@ import json as json_format
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Group, Parameter
 from rich.console import Console
@@ -14,6 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from chinchilla_lm.cli.terminal import visible
 from chinchilla_lm.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from chinchilla_lm.evals.scorer import Scorer
+    from chinchilla_lm.evals.suite_forms import Item
+    from chinchilla_lm.evals.suite_run import SuiteResult
+    from chinchilla_lm.evals.suites import Suite
 
 
 @Parameter(name="*", group=Group("Suites and domains", sort_key=3))
@@ -61,19 +67,21 @@ def evaluate_suites(model: Path, options: SuiteOptions, *, is_json: bool) -> Non
     suites = [find_suite(name) for name in names]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     loaded = load_for_evaluation(model)
+    scorer = loaded.scorer(options.weights)
+    items = _read(suites, options, console, is_all=options.suite == ("all",))
     record: dict[str, Any] = {"schema": "suites/1", "model": str(model), "seed": options.seed, "suites": []}
-    results = _run(loaded, suites, options, console, is_all=options.suite == ("all",))
+    results = _run(scorer, items, console)
     record["suites"] = [result.to_dict() for result in results]
     if options.against is not None:
-        record["against"] = _compare(results, suites, options, console)
+        other = load_for_evaluation(options.against).scorer(options.weights)
+        record["against"] = _compare(results, _run(other, items, console), options.against)
     if options.train_data is not None:
-        ran = {result.suite for result in results}
-        record["contamination"] = _contamination([one for one in suites if one.name in ran], options)
+        record["contamination"] = _contamination(items, options.train_data)
     if options.harness:
         from chinchilla_lm.evals.harness import run_harness
 
         record["harness"] = run_harness(
-            loaded.model, loaded.scorer(options.weights), options.harness,
+            loaded.model, scorer, options.harness,
             stop_id=loaded.stop_id, shots=options.shots, limit=options.limit,
         )  # fmt: skip
     if options.out is not None:
@@ -120,56 +128,61 @@ def evaluate_domains(model: Path, corpus: Sequence[str], stride: int | None, *, 
         print(visible(f"{one.domain:32} {one.bits_per_byte:.4f}{error} bits per byte, {one.documents} documents"))
 
 
-def _run(loaded: Any, suites: Sequence[Any], options: SuiteOptions, console: Console, *, is_all: bool) -> list[Any]:
-    from chinchilla_lm.evals.suite_run import run_suite
+def _read(
+    suites: Sequence[Suite], options: SuiteOptions, console: Console, *, is_all: bool
+) -> list[tuple[Suite, list[Item]]]:
+    """Read every suite's items, once; with "all", suites whose files are not here are left out and told."""
     from chinchilla_lm.evals.suites import suite_items
 
-    scorer, results = loaded.scorer(options.weights), []
+    found = []
+    for suite in suites:
+        try:
+            items = suite_items(suite, options.suite_data, limit=options.limit, seed=options.seed)
+        except DataError as error:
+            if not is_all:
+                raise
+            console.print(f"{suite.name}: left out, {error}", markup=False)
+        else:
+            found.append((suite, items))
+    if suites and not found:
+        raise ConfigError("none of the suites has its files here; give --suite-data FOLDER, or `pip install datasets`")
+    return found
+
+
+def _run(scorer: Scorer, items: Sequence[tuple[Suite, list[Item]]], console: Console) -> list[SuiteResult]:
+    from chinchilla_lm.evals.suite_run import run_suite
+
+    results = []
     with Progress(
         TextColumn("{task.description:14}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
         TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
     ) as bars:  # fmt: skip
-        for suite in suites:
-            try:
-                items = suite_items(suite, options.suite_data, limit=options.limit, seed=options.seed)
-            except DataError as error:
-                if not is_all:
-                    raise
-                console.print(f"{suite.name}: left out, {error}", markup=False)
-                continue
-            bar = bars.add_task(suite.name, total=len(items))
-            results.append(run_suite(scorer, suite, items, lambda count, bar=bar: bars.advance(bar, count)))
-    if suites and not results:
-        raise ConfigError("none of the suites has its files here; give --suite-data FOLDER, or `pip install datasets`")
+        for suite, own in items:
+            bar = bars.add_task(suite.name, total=len(own))
+            results.append(run_suite(scorer, suite, own, lambda count, bar=bar: bars.advance(bar, count)))
     return results
 
 
-def _compare(results: Sequence[Any], suites: Sequence[Any], options: SuiteOptions, console: Console) -> dict[str, Any]:
-    from chinchilla_lm.evals.loading import load_for_evaluation
+def _compare(results: Sequence[SuiteResult], others: Sequence[SuiteResult], model: Path) -> dict[str, Any]:
     from chinchilla_lm.evals.suite_run import compare_results
 
-    assert options.against is not None
-    others = _run(load_for_evaluation(options.against), suites, options, console, is_all=options.suite == ("all",))
     pairs = zip(results, others, strict=True)
-    return {"model": str(options.against), "suites": {
+    return {"model": str(model), "suites": {
         one.suite: {"value": other.value, **asdict(compare_results(one, other))} for one, other in pairs
     }}  # fmt: skip
 
 
-def _contamination(suites: Sequence[Any], options: SuiteOptions) -> dict[str, Any]:
+def _contamination(items: Sequence[tuple[Suite, list[Item]]], train_data: Path) -> dict[str, Any]:
     """Search the training tokens, whichever tokenizer the model has: the prepared folder's own made them."""
     from chinchilla_lm.data.manifest import load_manifest
     from chinchilla_lm.data.tokenizer import load_tokenizer
     from chinchilla_lm.evals.contamination import find_in_training
-    from chinchilla_lm.evals.suites import suite_items
 
-    assert options.train_data is not None
-    tokenizer = load_tokenizer(load_manifest(options.train_data, verify=False).tokenizer_folder)
+    tokenizer = load_tokenizer(load_manifest(train_data, verify=False).tokenizer_folder)
     found = {}
-    for suite in suites:
-        items = suite_items(suite, options.suite_data, limit=options.limit, seed=options.seed)
-        texts = [item.pairs[item.gold or 0][0] + item.pairs[item.gold or 0][1] for item in items]
-        found[suite.name] = asdict(find_in_training(texts, tokenizer, options.train_data))
+    for suite, own in items:
+        texts = [item.pairs[item.gold or 0][0] + item.pairs[item.gold or 0][1] for item in own]
+        found[suite.name] = asdict(find_in_training(texts, tokenizer, train_data))
     return found
 
 

@@ -209,8 +209,7 @@ def _make_lesson(parent: LoadedRun, config: TuneConfig, settings: ContinueSettin
     torch.manual_seed(resolved.seed)
 
     def validate() -> Measures:
-        predict = getattr(task, "predict_validation", task.predict)
-        return task.measure(predict(model, validation), validation)
+        return _measure(task, model, validation)
 
     splits.counts["replayed"] = {"used": len(replayed), "available": len(old_rows)}
     lesson = Lesson(
