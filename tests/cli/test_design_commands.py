@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 
-from chinchilla_lm.cli.compare import compare
-from chinchilla_lm.cli.design import design
 from chinchilla_lm.cli.main import run_command
-from chinchilla_lm.core.errors import FitError, PlanError
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
 
 LAW = AdditiveLaw(E=1.8, A=482.0, B=2085.0, alpha=0.348, beta=0.366, params_convention="total")
@@ -29,14 +27,15 @@ def write_runs(path, gain=1.0, seed=0):
     return path
 
 
-def document(capsys):
+def answer(capsys, words):
+    """Return what `chinchilla WORDS --json` prints: the document, and the text for people."""
+    assert run_command([*shlex.split(words), "--json"]) == 0
     captured = capsys.readouterr()
     return json.loads(captured.out), captured.err
 
 
 def test_a_design_from_nothing_fits_its_budget(capsys):
-    design(budget="1e20", most_runs=15, json=True)
-    record, people = document(capsys)
+    record, people = answer(capsys, "design --budget 1e20 --most-runs 15")
     assert record["schema"] == "design/1"
     assert 0 < record["cost"] <= 1e20
     assert record["target_flops"] == 1e22
@@ -50,8 +49,10 @@ def test_a_design_from_nothing_fits_its_budget(capsys):
 def test_a_design_from_runs_lowers_what_they_leave(capsys, tmp_path):
     runs = write_runs(tmp_path / "runs.csv")
     picture = tmp_path / "design.png"
-    design(runs, budget="3e20", target_flops="1e23", goal="loss", branches=0.2, most_runs=12, plot=picture, json=True)
-    record, people = document(capsys)
+    record, people = answer(
+        capsys,
+        f"design {runs} --budget 3e20 --target-flops 1e23 --goal loss --branches .2 --most-runs 12 --plot {picture}",
+    )
     assert record["sd_after"]["loss"]["total"] < record["sd_before"]["loss"]["total"]
     assert set(record["sd_after"]) == {"loss"}
     assert record["belief"] == "a fit of 15 runs"
@@ -64,8 +65,7 @@ def test_a_design_takes_a_published_law_and_a_fit(capsys, tmp_path):
     draws = [[1.8, 480.0, 2000.0, 0.347, 0.365], [1.82, 490.0, 2100.0, 0.349, 0.367]]
     path.write_text(json.dumps({**LAW.to_dict(), "draws": draws}))
     for law in ("besiroglu2024", str(path)):
-        design(budget="1e20", law=law, most_runs=12, trust_form=True, json=True)
-        record, _ = document(capsys)
+        record, _ = answer(capsys, f"design --budget 1e20 --law {law} --most-runs 12 --trust-form")
         assert record["sd_after"]["size"]["misfit"] == 0
         assert law in record["belief"]
 
@@ -73,15 +73,13 @@ def test_a_design_takes_a_published_law_and_a_fit(capsys, tmp_path):
 def test_a_comparison_finds_the_multiplier(capsys, tmp_path):
     a, b = write_runs(tmp_path / "old.csv"), write_runs(tmp_path / "new.csv", gain=1.6, seed=1)
     picture = tmp_path / "comparison.svg"
-    compare(a, b, at_flops="1e19", plot=picture, json=True)
-    record, people = document(capsys)
+    record, people = answer(capsys, f"compare {a} {b} --at-flops 1e19 --plot {picture}")
     assert record["schema"] == "multiplier/1"
     assert record["low"] < 1.6 < record["high"]
     assert record["multiplier"] == pytest.approx(1.6, rel=0.15)
     assert "times less compute" in people
     assert "<svg" in picture.read_text()
-    compare(b, a, json=True)
-    assert "times more compute" in document(capsys)[1]
+    assert "times more compute" in answer(capsys, f"compare {b} {a}")[1]
 
 
 @pytest.mark.parametrize(
@@ -106,9 +104,11 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(words, said, capsys):
     assert len(captured.err.strip().splitlines()) == 1
 
 
-def test_recipes_that_share_no_loss_are_refused(tmp_path):
+def test_recipes_that_share_no_loss_are_refused(capsys, tmp_path):
     a, b = write_runs(tmp_path / "a.csv"), write_runs(tmp_path / "b.csv", gain=1e7)
-    with pytest.raises(FitError, match="do not overlap"):
-        compare(a, b)
-    with pytest.raises(PlanError, match="pays no run"):
-        design(a, budget="1e16", least_run_flops="1e17", largest_run_flops="1e18")
+    for words, said in (
+        (f"compare {a} {b}", "do not overlap"),
+        (f"design {a} --budget 1e16 --least-run-flops 1e17 --largest-run-flops 1e18", "pays no run"),
+    ):
+        assert run_command(shlex.split(words)) == 2
+        assert said in capsys.readouterr().err

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 
 from chinchilla_lm.cli.main import run_command
-from chinchilla_lm.cli.plan import plan
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
 
 TRUTH = AdditiveLaw(E=1.8, A=482.0, B=2085.0, alpha=0.348, beta=0.366, params_convention="total")
@@ -21,6 +21,12 @@ def document(capsys):
     return json.loads(captured.out), captured.err
 
 
+def answer(capsys, words):
+    """Return what `chinchilla plan WORDS --json` prints: the document, and the text for people."""
+    assert run_command(["plan", *shlex.split(words), "--json"]) == 0
+    return document(capsys)
+
+
 def write_law(folder, **fields):
     path = folder / "law.json"
     path.write_text(json.dumps({**TRUTH.to_dict(), **fields}))
@@ -28,8 +34,7 @@ def write_law(folder, **fields):
 
 
 def test_a_budget_writes_one_document(capsys):
-    plan(budget="5.76e23", json=True)
-    record, people = document(capsys)
+    record, people = answer(capsys, "--budget 5.76e23")
     assert set(record) >= KEYS
     assert record["params"] == pytest.approx(72.2e9, rel=0.01)  # Besiroglu et al. 2024: about 20 tokens a parameter
     assert record["tokens_per_param"] == pytest.approx(18.4, abs=0.1)
@@ -41,7 +46,7 @@ def test_a_budget_writes_one_document(capsys):
 
 
 def test_without_json_people_are_told_on_stdout(capsys):
-    plan(budget="1e20", law="hoffmann2022-approach1")
+    assert run_command(shlex.split("plan --budget 1e20 --law hoffmann2022-approach1")) == 0
     captured = capsys.readouterr()
     assert "parameters" in captured.out
     assert "[0m" not in captured.out
@@ -49,22 +54,18 @@ def test_without_json_people_are_told_on_stdout(capsys):
 
 
 def test_hours_and_dollars_are_priced(capsys):
-    for words in ({"hardware": "H100"}, {}):  # the budget names the device itself
-        plan(budget="8 H100-hours", price=2.0, json=True, **words)
-        record, _ = document(capsys)
+    for words in ("--hardware H100", ""):  # the budget names the device itself
+        record, _ = answer(capsys, f"--budget '8 H100-hours' --price 2.0 {words}")
         assert record["gpu_hours"] == pytest.approx(8)
         assert record["cost"] == pytest.approx(16)
-    plan(budget="$16", hardware="4xH100", price=2.0, json=True)
-    record, _ = document(capsys)
+    record, _ = answer(capsys, "--budget '$16' --hardware 4xH100 --price 2.0")
     assert record["gpu_hours"] == pytest.approx(8)
     assert record["training_seconds"] == pytest.approx(2 * 3600)
 
 
 def test_a_loss_asks_for_its_budget_and_back(capsys):
-    plan(loss=2.5, hardware="H100", price=2.0, json=True)
-    asked, people = document(capsys)
-    plan(budget=f"{asked['flops']!r}", json=True)
-    back, _ = document(capsys)
+    asked, people = answer(capsys, "--loss 2.5 --hardware H100 --price 2.0")
+    back, _ = answer(capsys, f"--budget {asked['flops']!r}")
     assert back["loss"] == pytest.approx(2.5, rel=1e-9)
     assert back["params"] == pytest.approx(asked["params"], rel=1e-6)
     assert asked["intervals"]["cost"]["low"] < asked["cost"] < asked["intervals"]["cost"]["high"]
@@ -72,17 +73,14 @@ def test_a_loss_asks_for_its_budget_and_back(capsys):
 
 
 def test_a_size_or_a_text_asks_for_the_rest(capsys):
-    plan(params="1B", json=True)
-    by_size, _ = document(capsys)
-    plan(tokens=f"{by_size['tokens']!r}", json=True)
-    by_tokens, _ = document(capsys)
+    by_size, _ = answer(capsys, "--params 1B")
+    by_tokens, _ = answer(capsys, f"--tokens {by_size['tokens']!r}")
     assert by_size["params"] == 1e9
     assert by_tokens["params"] == pytest.approx(1e9, rel=1e-9)
 
 
 def test_little_text_repeats_and_says_what_it_supports(capsys):
-    plan(budget="1e20", unique_tokens="100M", json=True)
-    record, people = document(capsys)
+    record, people = answer(capsys, "--budget 1e20 --unique-tokens 100M")
     assert record["epochs"] == pytest.approx(record["tokens"] / 1e8)
     assert record["epochs"] > 4
     assert [support["epochs"] for support in record["text"]] == [1.0, 4.0]
@@ -90,10 +88,10 @@ def test_little_text_repeats_and_says_what_it_supports(capsys):
 
 
 def test_serving_by_device_time_shrinks_the_model(capsys):
-    plan(budget="1e23", inference_tokens="1T", json=True)
-    in_flops, _ = document(capsys)
-    plan(budget="1e23", inference_tokens="1T", decode_tokens="200B", decode_mfu=0.01, hardware="H100", json=True)
-    in_time, people = document(capsys)
+    in_flops, _ = answer(capsys, "--budget 1e23 --inference-tokens 1T")
+    in_time, people = answer(
+        capsys, "--budget 1e23 --inference-tokens 1T --decode-tokens 200B --decode-mfu 0.01 --hardware H100"
+    )
     assert in_time["params"] < in_flops["params"]
     assert in_time["serving"]["decode_cost"] == pytest.approx(40)
     assert 0 < in_time["training_gpu_hours"] < in_time["gpu_hours"]
@@ -112,8 +110,7 @@ def test_a_fit_s_document_is_a_law_for_plan(capsys, tmp_path):
     path = tmp_path / "law.json"
     path.write_text(json.dumps(record))
     for law in (str(path), str(tmp_path)):  # a file, and a run directory that holds it
-        plan(budget="1e21", law=law, json=True)
-        planned, _ = document(capsys)
+        planned, _ = answer(capsys, f"--budget 1e21 --law {law}")
         assert planned["params"] == pytest.approx(TRUTH.optimum(1e21)[0], rel=1e-4)
         assert planned["loss_low"] < planned["loss"]
 
@@ -122,8 +119,7 @@ def test_resamples_in_a_law_file_become_intervals(capsys, tmp_path):
     constants = np.array([TRUTH.E, TRUTH.A, TRUTH.B, TRUTH.alpha, TRUTH.beta])
     draws = constants * np.exp(np.random.default_rng(0).normal(0, 0.02, (200, 5)))
     law = write_law(tmp_path, draws=draws.tolist(), largest_flops=3e20)
-    plan(budget="1e21", law=str(law), json=True)
-    record, people = document(capsys)
+    record, people = answer(capsys, f"--budget 1e21 --law {law}")
     spread = record["intervals"]["params"]
     assert spread["low"] < record["params"] < spread["high"]
     assert not any("no intervals" in note for note in record["notes"])
@@ -133,7 +129,8 @@ def test_resamples_in_a_law_file_become_intervals(capsys, tmp_path):
 @pytest.mark.parametrize("name", ["plan.png", "plan.svg"])
 def test_the_picture_is_drawn(capsys, tmp_path, name):
     path = tmp_path / name
-    plan(budget="1e22", unique_tokens="25B", law="muennighoff2023", plot=path)
+    words = f"plan --budget 1e22 --unique-tokens 25B --law muennighoff2023 --plot {path}"
+    assert run_command(shlex.split(words)) == 0
     head = path.read_bytes()[:200]
     assert head.startswith(b"\x89PNG") if name.endswith("png") else b"<?xml" in head
     assert str(path) in capsys.readouterr().out.replace("\n", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 import shutil
 import subprocess
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_lm.cli.serve import serve
+from chinchilla_lm.cli.serve import KEY_VARIABLE, AddressOptions, LimitOptions
 from chinchilla_lm.serve.openai_schema import ChatBody, CompletionBody
 from chinchilla_lm.serve.openapi import openapi_document
-from chinchilla_lm.serve.settings import Limits
+from chinchilla_lm.serve.settings import Limits, ServerSettings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -62,13 +61,10 @@ def test_every_field_and_route_is_named():
     assert [path for path in routes if path not in PAGE] == []
 
 
-def test_the_commands_defaults_are_the_limits():
-    defaults = {name: one.default for name, one in inspect.signature(serve).parameters.items()}
-    limits = Limits()
-    for name in ("queue", "max_prompt_tokens", "max_tokens", "max_body_bytes", "max_connections"):
-        assert defaults[name] == getattr(limits, name)
-    assert defaults["request_timeout"] == limits.request_timeout_s
-    assert defaults["drain_timeout"] == limits.drain_timeout_s
+def test_the_commands_defaults_are_the_limits(monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    assert LimitOptions().limits() == Limits()
+    assert AddressOptions().settings(Limits()) == ServerSettings()
 
 
 def test_metrics_named_on_the_page_exist(live):

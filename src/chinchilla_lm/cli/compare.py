@@ -7,83 +7,81 @@ Imports of the laws stand inside the function, so that `chinchilla --help` need 
 from __future__ import annotations
 
 import json as json_format
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from chinchilla_lm.cli.fit import TableOptions
-from chinchilla_lm.core.errors import PlanError
+from chinchilla_lm.cli.options import OutputOptions, TableOptions
 from chinchilla_lm.core.units import format_flops, parse_count
 
 if TYPE_CHECKING:
     from chinchilla_lm.laws.trust.multiplier import Multiplier
 
-JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 
-_TABLE = TableOptions()
+@Parameter(name="*", group=Group("How to compare", sort_key=1))
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """How the multiplier is found."""
+
+    method: Literal["auto", "laws", "shared", "lines"] = "auto"
+    """laws (a law for each), shared (one law and a multiplier), lines (runs that are best for their compute)."""
+    at_flops: str | None = None
+    """A compute of recipe A, such as 1e20; by default the middle of what both cover."""
+    checkpoints: Annotated[bool, Parameter(negative="")] = False
+    """Lines of one size are checkpoints or branches of one run, whose errors go together."""
+    seed: int = 0
+    """Of the draws behind the interval."""
 
 
-def compare(  # noqa: PLR0913 - a command has as many arguments as options
+_HOW, _TABLE, _OUTPUT = ComparisonOptions(), TableOptions(), OutputOptions()
+
+
+def compare(
     a: Path,
     b: Path,
     *,
-    method: Literal["auto", "laws", "shared", "lines"] = "auto",
-    at_flops: str | None = None,
-    checkpoints: Annotated[bool, Parameter(negative="")] = False,
-    seed: int = 0,
+    how: ComparisonOptions = _HOW,
     table: TableOptions = _TABLE,
-    plot: Path | None = None,
-    json: JsonFlag = False,
+    output: OutputOptions = _OUTPUT,
 ) -> None:
     """Compare two training recipes: how much less compute does B need for A's loss?
+
+    --plot draws both recipes and the multiplier.
 
     Args:
         a: A CSV file of recipe A's runs, with columns n_params, n_tokens and loss; the recipe to be compared with.
         b: A CSV file of recipe B's runs, its losses on the same text with the same tokenizer.
-        method: laws (a law for each), shared (one law and a multiplier), lines (runs that are best for their compute).
-        at_flops: A compute of recipe A, such as 1e20; by default the middle of what both cover.
-        checkpoints: Lines of one size are checkpoints or branches of one run, whose errors go together.
-        seed: Of the draws behind the interval.
+        how: How the multiplier is found.
         table: How both files are written.
-        plot: Draw both recipes and the multiplier into this .png or .svg file.
-        json: Print one JSON document.
+        output: What is written.
     """
     from chinchilla_lm.laws.table import read_runs
     from chinchilla_lm.laws.trust.multiplier import compare_recipes
 
-    require_picture(plot)
+    output.require_picture()
     layout = table.layout()
     runs_a, runs_b = read_runs(a, layout), read_runs(b, layout)
     found = compare_recipes(
         runs_a,
         runs_b,
-        method=None if method == "auto" else method,
-        at_flops=None if at_flops is None else parse_count(at_flops),
-        is_clustered=checkpoints,
-        seed=seed,
+        method=None if how.method == "auto" else how.method,
+        at_flops=None if how.at_flops is None else parse_count(how.at_flops),
+        is_clustered=how.checkpoints,
+        seed=how.seed,
     )
-    console = Console(stderr=json, soft_wrap=True, highlight=False, markup=False)
+    console = Console(stderr=output.json, soft_wrap=True, highlight=False, markup=False)
     _print_multiplier(found, (a.name, b.name), console)
-    if plot is not None:
+    if output.plot is not None:
         from chinchilla_lm.report.comparisons import save_comparison_picture  # cost: matplotlib
 
         names = (a.stem, b.stem) if a.stem != b.stem else ("A", "B")
-        console.print(f"drawn: {save_comparison_picture(found, (runs_a, runs_b), names, plot)}")
-    if json:
+        console.print(f"drawn: {save_comparison_picture(found, (runs_a, runs_b), names, output.plot)}")
+    if output.json:
         print(json_format.dumps(found.to_dict(), allow_nan=False))
-
-
-def require_picture(plot: Path | None) -> None:
-    """Refuse a name that no picture can have, before the work takes its seconds.
-
-    Raises:
-        PlanError: neither .png nor .svg.
-    """
-    if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
-        raise PlanError(f"--plot {plot} must end in .png or .svg; rename it")
 
 
 def _print_multiplier(found: Multiplier, names: tuple[str, str], console: Console) -> None:

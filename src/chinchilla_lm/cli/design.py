@@ -1,7 +1,7 @@
 """`chinchilla design`: a budget -> the runs to make next, what each costs, and what precision they buy.
 
 With --json, exactly one JSON document goes to stdout; what is meant for people goes to stderr.
-Imports of the laws stand inside the function, so that `chinchilla --help` need not wait for numpy.
+Imports of the laws stand inside the functions, so that `chinchilla --help` need not wait for numpy.
 """
 
 from __future__ import annotations
@@ -9,152 +9,185 @@ from __future__ import annotations
 import json as json_format
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from chinchilla_lm.cli.compare import require_picture
-from chinchilla_lm.cli.fit import TableOptions
+from chinchilla_lm.cli.options import MachineOptions, OutputOptions, TableOptions
 from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.core.files import read_json
 from chinchilla_lm.core.units import format_count, format_flops, parse_budget, parse_count
 from chinchilla_lm.laws.count import ParamsConvention
 
 if TYPE_CHECKING:
+    from chinchilla_lm.laws.planning.candidates import Space
     from chinchilla_lm.laws.planning.design import Design
-    from chinchilla_lm.laws.planning.precision import Belief, Misfit
+    from chinchilla_lm.laws.planning.precision import Belief, Goal
     from chinchilla_lm.laws.table import RunTable
 
-JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
-
-_TABLE = TableOptions()
 _TARGET_OVER_BUDGET = 100.0  # by default, the model in question costs so many times the sweep
 _LARGEST_SHARE = 0.4  # by default, of the budget, what one run may cost
 _LEAST_SHARE, _SMALLEST_FLOPS = 0.003, 1e12  # by default, of the largest run, the least; below 1e12 laws bend
 _DRAWS = 8
 
 
-def design(  # noqa: PLR0913 - a command has as many arguments as options
+@Parameter(name="*", group=Group("Aim", sort_key=1))
+@dataclass(frozen=True, kw_only=True)
+class AimOptions:
+    """What the runs may cost, and what is to be known from them."""
+
+    budget: str
+    """What the new runs may cost: 1e20 (FLOPs), 5m, 2h, "8 H100-hours" or "$50"."""
+    target_flops: str | None = None
+    """The compute of the model in question; by default 100 times the budget."""
+    goal: Literal["both", "size", "loss"] = "both"
+    """What is to be known of it: its best size, its loss, or both."""
+
+    def asked(self, flops: float) -> Goal:
+        """Return the question, for a budget in FLOPs."""
+        from chinchilla_lm.laws.planning.precision import Goal
+
+        target = _TARGET_OVER_BUDGET * flops if self.target_flops is None else parse_count(self.target_flops)
+        return Goal(flops=target, answers=("size", "loss") if self.goal == "both" else (self.goal,))
+
+
+@Parameter(name="*", group=Group("Runs that may be made", sort_key=2))
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Which runs may be chosen."""
+
+    branches: float = 0.0
+    """Share of a run that is cooldown, such as .2, to branch runs off one trunk; 0 makes separate runs."""
+    largest_run_flops: str | None = None
+    """The most that a run may cost; by default .4 of the budget."""
+    least_run_flops: str | None = None
+    """The least that a run may cost; by default .003 of the largest, and 1e12."""
+    tokens_per_param: tuple[float, float] = (1.0, 400.0)
+    """Least and largest tokens per parameter."""
+    most_runs: int = 40
+    """Of new ones."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.branches < 1:
+            raise PlanError(
+                f"--branches {self.branches:g} must be in [0, 1), the share of a run that is cooldown; .2 is common"
+            )
+
+    def space(self, flops: float) -> Space:
+        """Return the costs and lengths that are allowed, for a budget in FLOPs."""
+        from chinchilla_lm.laws.planning.candidates import Space
+
+        largest = _LARGEST_SHARE * flops if self.largest_run_flops is None else parse_count(self.largest_run_flops)
+        least = max(_LEAST_SHARE * largest, min(_SMALLEST_FLOPS, 0.1 * largest))
+        return Space(
+            flops_low=least if self.least_run_flops is None else parse_count(self.least_run_flops),
+            flops_high=largest,
+            tokens_per_param_low=self.tokens_per_param[0],
+            tokens_per_param_high=self.tokens_per_param[1],
+        )
+
+
+@Parameter(name="*", group=Group("What is believed", sort_key=3))
+@dataclass(frozen=True, kw_only=True)
+class BeliefOptions:
+    """What is believed of the law before the new runs."""
+
+    law: str | None = None
+    """A published additive law or a law.json, instead of a fit of the runs or all published laws."""
+    noise_sd: float | None = None
+    """Of ln loss between seeds; by default what the runs show, or .003."""
+    trust_form: Annotated[bool, Parameter(negative="")] = False
+    """Leave out the precautions against a law of another form."""
+    params_convention: ParamsConvention = "total"
+    """Which weights n_params counts."""
+
+    def belief(self, runs: RunTable | None) -> Belief:
+        """Return the belief: --law, else a fit of the runs, else all published laws.
+
+        Raises:
+            PlanError: a law that is not additive, or no law.
+        """
+        from chinchilla_lm.laws.planning.belief import SEED_SD, fitted_belief, published_belief
+        from chinchilla_lm.laws.planning.precision import Belief, Misfit
+
+        misfit = Misfit(coupling=0.0, drift=0.0, small_scale=0.0) if self.trust_form else Misfit()
+        if self.law is not None:
+            laws, source = _read_laws(self.law)
+            return Belief(laws=laws, noise_sd=self.noise_sd or SEED_SD, misfit=misfit, source=source)
+        convention = self.params_convention
+        if runs is None:
+            return published_belief(params_convention=convention, noise_sd=self.noise_sd or SEED_SD, misfit=misfit)
+        return fitted_belief(
+            runs.params, runs.tokens, runs.loss, params_convention=convention, noise_sd=self.noise_sd, misfit=misfit
+        )
+
+
+_RUNS, _BELIEF = RunOptions(), BeliefOptions()
+_TABLE, _MACHINE, _OUTPUT = TableOptions(), MachineOptions(), OutputOptions()
+
+
+def design(
     runs: Path | None = None,
     *,
-    budget: str,
-    target_flops: str | None = None,
-    goal: Literal["both", "size", "loss"] = "both",
-    law: str | None = None,
-    branches: float = 0.0,
-    largest_run_flops: str | None = None,
-    least_run_flops: str | None = None,
-    tokens_per_param: tuple[float, float] = (1.0, 400.0),
-    most_runs: int = 40,
-    noise_sd: float | None = None,
-    trust_form: Annotated[bool, Parameter(negative="")] = False,
-    hardware: str | None = None,
-    mfu: float = 0.4,
-    price: float | None = None,
-    params_convention: ParamsConvention = "total",
+    aim: AimOptions,
+    allowed: RunOptions = _RUNS,
+    believed: BeliefOptions = _BELIEF,
+    machine: MachineOptions = _MACHINE,
     table: TableOptions = _TABLE,
-    plot: Path | None = None,
-    json: JsonFlag = False,
-) -> None:  # fmt: skip
+    output: OutputOptions = _OUTPUT,
+) -> None:
     """Choose the runs that tell most for a budget: sizes, lengths, costs, and what precision they buy.
+
+    --plot draws the runs and what they buy.
 
     Args:
         runs: A CSV file of the runs already made, with columns n_params, n_tokens and loss; none starts a sweep.
-        budget: What the new runs may cost: 1e20 (FLOPs), 5m, 2h, "8 H100-hours" or "$50".
-        target_flops: The compute of the model in question; by default 100 times the budget.
-        goal: What is to be known of it: its best size, its loss, or both.
-        law: A published additive law or a law.json, instead of a fit of the runs or all published laws.
-        branches: Share of a run that is cooldown, such as .2, to branch runs off one trunk; 0 makes separate runs.
-        largest_run_flops: The most that a run may cost; by default .4 of the budget.
-        least_run_flops: The least that a run may cost; by default .003 of the largest, and 1e12.
-        tokens_per_param: Least and largest tokens per parameter.
-        most_runs: Of new ones.
-        noise_sd: Of ln loss between seeds; by default what the runs show, or .003.
-        trust_form: Leave out the precautions against a law of another form.
-        hardware: For budgets of time or money: H100, 8xH100, or a speed in FLOP/s.
-        mfu: Share of the hardware's peak that training reaches.
-        price: Dollars for one device-hour.
-        params_convention: Which weights n_params counts.
+        aim: What the runs may cost, and what is to be known.
+        allowed: Which runs may be chosen.
+        believed: What is believed of the law before.
+        machine: What a budget of time or money is spent on.
         table: How the file is written.
-        plot: Draw the runs and what they buy into this .png or .svg file.
-        json: Print one JSON document.
+        output: What is written.
     """
-    from chinchilla_lm.laws.planning.candidates import Space
     from chinchilla_lm.laws.planning.costs import CostModel
     from chinchilla_lm.laws.planning.design import Made, Rules, suggest_runs
-    from chinchilla_lm.laws.planning.devices import budget_in_flops, find_device
-    from chinchilla_lm.laws.planning.precision import Goal, Misfit
+    from chinchilla_lm.laws.planning.devices import budget_in_flops
     from chinchilla_lm.laws.table import read_runs
 
-    require_picture(plot)
-    device = None if hardware is None else find_device(hardware, mfu)
-    flops = budget_in_flops(parse_budget(budget), device, price)
+    output.require_picture()
+    budget = parse_budget(aim.budget)
+    flops = budget_in_flops(budget, machine.device(budget), machine.price)
     finished = None if runs is None else read_runs(runs, table.layout())
-    misfit = Misfit(coupling=0.0, drift=0.0, small_scale=0.0) if trust_form else Misfit()
-    belief = _belief(law, finished, noise_sd=noise_sd, misfit=misfit, params_convention=params_convention)
-    largest = _LARGEST_SHARE * flops if largest_run_flops is None else parse_count(largest_run_flops)
-    target = _TARGET_OVER_BUDGET * flops if target_flops is None else parse_count(target_flops)
-    if not 0 <= branches < 1:
-        raise PlanError(f"--branches {branches:g} must be in [0, 1), the share of a run that is cooldown; .2 is common")
+    belief, goal = believed.belief(finished), aim.asked(flops)
     made = suggest_runs(
         belief,
-        Goal(flops=target, answers=("size", "loss") if goal == "both" else (goal,)),
+        goal,
         flops,
-        space=Space(
-            flops_low=_least(largest) if least_run_flops is None else parse_count(least_run_flops),
-            flops_high=largest,
-            tokens_per_param_low=tokens_per_param[0],
-            tokens_per_param_high=tokens_per_param[1],
-        ),
+        space=allowed.space(flops),
         made=None if finished is None else Made(params=finished.params, tokens=finished.tokens),
-        cost_model=CostModel(cooldown_fraction=branches or 1.0),
-        rules=Rules(most_runs=most_runs),
+        cost_model=CostModel(cooldown_fraction=allowed.branches or 1.0),
+        rules=Rules(most_runs=allowed.most_runs),
     )
-    notes = list(() if finished is None else finished.warnings)
-    record = {**made.to_dict(), "target_flops": target, "belief": belief.source, "noise_sd": belief.noise_sd}
-    record["warnings"] = notes
-    console = Console(stderr=json, soft_wrap=True, highlight=False, markup=False)
-    _print_design(made, belief, target, console)
+    console = Console(stderr=output.json, soft_wrap=True, highlight=False, markup=False)
+    _print_design(made, belief, goal.flops, console)
+    notes = [] if finished is None else list(finished.warnings)
     for note in notes:
         console.print(f"warning: {note}", style="yellow")
-    if plot is not None:
+    if output.plot is not None:
         from chinchilla_lm.report.designs import save_design_picture  # cost: matplotlib, and only pictures need it
 
         already = () if finished is None else tuple(zip(finished.params, finished.tokens, strict=True))
-        console.print(f"drawn: {save_design_picture(made, already, target, plot)}")
-    if json:
-        print(json_format.dumps(record, allow_nan=False))
+        console.print(f"drawn: {save_design_picture(made, already, goal.flops, output.plot)}")
+    if output.json:
+        record = {**made.to_dict(), "target_flops": goal.flops, "belief": belief.source, "noise_sd": belief.noise_sd}
+        print(json_format.dumps({**record, "warnings": notes}, allow_nan=False))
 
 
-def _least(largest: float) -> float:
-    return max(_LEAST_SHARE * largest, min(_SMALLEST_FLOPS, 0.1 * largest))
-
-
-def _belief(
-    law: str | None,
-    runs: RunTable | None,
-    *,
-    noise_sd: float | None,
-    misfit: Misfit,
-    params_convention: ParamsConvention,
-) -> Belief:
-    from chinchilla_lm.laws.planning.belief import SEED_SD, fitted_belief, published_belief
-    from chinchilla_lm.laws.planning.precision import Belief
-
-    if law is not None:
-        laws, source = _given_laws(law)
-        return Belief(laws=laws, noise_sd=noise_sd or SEED_SD, misfit=misfit, source=source)
-    if runs is None:
-        return published_belief(params_convention=params_convention, noise_sd=noise_sd or SEED_SD, misfit=misfit)
-    return fitted_belief(
-        runs.params, runs.tokens, runs.loss, params_convention=params_convention, noise_sd=noise_sd, misfit=misfit
-    )
-
-
-def _given_laws(text: str) -> tuple[tuple[Any, ...], str]:
+def _read_laws(text: str) -> tuple[tuple[Any, ...], str]:
     """Return a published additive law, or that of a law.json with some of its draws."""
     from chinchilla_lm.laws.forms.additive import AdditiveLaw
     from chinchilla_lm.laws.forms.record import law_from_dict

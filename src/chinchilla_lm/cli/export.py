@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from chinchilla_lm.cli.options import JsonFlag
 from chinchilla_lm.core.errors import ConfigError, ModelError
 from chinchilla_lm.core.units import format_bytes
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from chinchilla_lm.serve.push import PushPlan
 
 Flag = Annotated[bool, Parameter(negative="")]
-JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 _COLOURS = {"ok": "green", "warn": "yellow", "block": "red"}
 
 

@@ -9,90 +9,27 @@ from __future__ import annotations
 import json as json_format
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.console import Console
 
 from chinchilla_lm.cli.fit_text import fit_lines
+from chinchilla_lm.cli.options import JsonFlag, TableOptions
 from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.core.files import write_json
 from chinchilla_lm.core.units import parse_count
 from chinchilla_lm.laws.count import ParamsConvention
 
 if TYPE_CHECKING:
-    from chinchilla_lm.laws.columns import Layout
     from chinchilla_lm.laws.findings.request import FitRequest, Target
 
-JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 PriorFlag = Annotated[bool, Parameter(negative="")]
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class TableOptions:
-    """How the file is written. Common column names are found by themselves."""
-
-    params_column: str | None = None
-    """The file's name for n_params."""
-    tokens_column: str | None = None
-    """The file's name for n_tokens."""
-    flops_column: str | None = None
-    """The file's name for flops; 6ND takes 6 * params * tokens."""
-    loss_column: str | None = None
-    """The file's name for loss."""
-    unique_tokens_column: str | None = None
-    """The file's name for n_unique_tokens, for --form repetition."""
-    run_column: str | None = None
-    """The file's name for run, which the lines of one training curve share."""
-    step_column: str | None = None
-    """The file's name for step, with --tokens-per-step."""
-    params_unit: str | None = None
-    """What a number of params counts: M, B, or 1 for plain numbers."""
-    tokens_unit: str | None = None
-    """What a number of tokens counts: M, B or T."""
-    unique_tokens_unit: str | None = None
-    """What a number of unique tokens counts."""
-    flops_unit: str | None = None
-    """What a number of flops counts: 1, PFLOP, EFLOP or PF-days."""
-    loss_unit: str | None = None
-    """nats (per token) or bits (per token)."""
-    tokens_per_step: str | None = None
-    """Tokens of a step, where the file counts steps instead of tokens."""
-    where: tuple[str, ...] = ()
-    """Read only lines with COLUMN=VALUE; may be repeated."""
-    duplicates: Literal["refuse", "keep", "drop"] = "refuse"
-    """What becomes of a line that repeats another exactly."""
-
-    def words(self) -> list[str]:
-        """Return the options as they were given, for a command that reads the same file."""
-        given: list[str] = []
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if value != option.default:
-                for each in value if isinstance(value, tuple) else (value,):
-                    given += [f"--{option.name.replace('_', '-')}", shlex.quote(str(each))]
-        return given
-
-    def layout(self) -> Layout:
-        """Return what the reader is told."""
-        from chinchilla_lm.laws.columns import Layout
-
-        quantities = ("params", "tokens", "flops", "loss", "unique_tokens", "run", "step")
-        columns = {name: getattr(self, f"{name}_column") for name in quantities}
-        units = {name: getattr(self, f"{name}_unit") for name in quantities[:5]}
-        return Layout(
-            columns={name: own for name, own in columns.items() if own is not None},
-            units={name: unit for name, unit in units.items() if unit is not None},
-            where=self.where,
-            duplicates=self.duplicates,
-            tokens_per_step=None if self.tokens_per_step is None else parse_count(self.tokens_per_step),
-        )
-
-
-@Parameter(name="*")
+@Parameter(name="*", group=Group("How to fit", sort_key=1))
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """How to fit."""
@@ -164,7 +101,7 @@ class FitOptions:
         return Target(**{name: parse_count(text) for name, text in texts.items() if text is not None})
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Output", sort_key=9))
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """What is written."""
@@ -179,22 +116,15 @@ class OutputOptions:
     """Write a page with figures and tables into this .html file."""
 
 
-@dataclass(frozen=True)
-class _Defaults:
-    table: TableOptions = field(default_factory=TableOptions)
-    how: FitOptions = field(default_factory=FitOptions)
-    output: OutputOptions = field(default_factory=OutputOptions)
-
-
-_DEFAULTS = _Defaults()
+_HOW, _TABLE, _OUTPUT = FitOptions(), TableOptions(), OutputOptions()
 
 
 def fit(
     runs: Path,
     *,
-    how: FitOptions = _DEFAULTS.how,
-    table: TableOptions = _DEFAULTS.table,
-    output: OutputOptions = _DEFAULTS.output,
+    how: FitOptions = _HOW,
+    table: TableOptions = _TABLE,
+    output: OutputOptions = _OUTPUT,
 ) -> None:
     """Fit a scaling law to finished runs, and say what speaks against it.
 

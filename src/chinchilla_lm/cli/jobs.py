@@ -10,14 +10,14 @@ import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
+from chinchilla_lm.cli.options import JsonFlag
 from chinchilla_lm.core.units import format_bytes, format_count, format_flops, format_seconds
 
-JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 DTypeChoice = Literal["auto", "float32", "bfloat16"]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from chinchilla_lm.cli.options import JsonFlag
 from chinchilla_lm.cli.suites import SuiteOptions
 from chinchilla_lm.cli.terminal import SamplingOptions, visible
 from chinchilla_lm.core.errors import DataError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from chinchilla_lm.generate.completion import Generation
     from chinchilla_lm.model.transformer import Transformer
 
-JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 _DEFAULTS = SamplingOptions()
 _SUITE_DEFAULTS = SuiteOptions()
 
