@@ -17,18 +17,17 @@ Each line runs in its own process and is appended to OUT/results.jsonl when fini
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import child_environment, print_table
+from lines import latest_records, print_tables, run_lines
+from machine import child_environment
 
 SCRIPT = Path(__file__).resolve()
 SCHEMA = "prompt_task/1"
@@ -89,18 +88,9 @@ def main() -> None:
         run_line(line_named(options.worker), options)
         return
     names = [name for name in options.only.split(",") if name] or [line.name for line in LINES]
-    for line in () if options.show else map(line_named, names):
-        if line.name in {record["name"] for record in finished(results)}:
-            print(f"{line.name}: finished before", file=sys.stderr)
-            continue
-        started = time.monotonic()
-        words = [sys.executable, str(SCRIPT), "--model", options.model, "--data", options.data, "--out", options.out]
-        words += ["--threads", str(options.threads), "--worker", line.name, *(["--tiny"] if options.tiny else [])]
-        code = subprocess.run(words, env=child_environment(options.threads), check=False).returncode
-        said = "done" if code == 0 else f"FAILED with exit code {code}, see above"
-        print(f"{line.name}: {said} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-        if code in (130, -2):  # Ctrl-C: the same command goes on
-            break
+    if not options.show:
+        run_lines([line_named(name).name for name in names], results, lambda name: command_of(name, options),
+                  child_environment(options.threads))  # fmt: skip
     show(finished(results))
 
 
@@ -125,6 +115,11 @@ def line_named(name: str) -> Line:
     if not found:
         sys.exit(f"no line {name!r}; the lines are {', '.join(line.name for line in LINES)}")
     return found[0]
+
+
+def command_of(name: str, options: argparse.Namespace) -> list[str]:
+    words = [sys.executable, str(SCRIPT), "--model", options.model, "--data", options.data, "--out", options.out]
+    return [*words, "--threads", str(options.threads), "--worker", name, *(["--tiny"] if options.tiny else [])]
 
 
 def run_line(line: Line, options: argparse.Namespace) -> None:
@@ -197,10 +192,7 @@ def rows_of(line: Line, options: argparse.Namespace) -> tuple[list[Any], list[An
 
 
 def finished(results: Path) -> list[dict[str, Any]]:
-    if not results.is_file():
-        return []
-    records = [json.loads(text) for text in results.read_text(encoding="utf-8").splitlines() if text.endswith("}")]
-    latest = {record["name"]: record for record in records}
+    latest = latest_records(results)
     return [latest[line.name] for line in LINES if line.name in latest]
 
 
@@ -209,10 +201,7 @@ def show(records: list[dict[str, Any]]) -> None:
     rules = ("sum", "token", "char", "byte", "pmi", "cc", "bc")
     header = ("line", "rows", *rules, "auto", "behind best", "row error", "CPU-s")
     rows = [row_of(record, rules) for record in records]
-    print_table("Accuracy by prompt, %, mean +- standard deviation over draws", header, rows)
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    print_tables("Accuracy by prompt, %, mean +- standard deviation over draws", header, rows)
     for verdict in goals({record["name"]: record for record in records}):
         print(verdict)
 

@@ -19,14 +19,14 @@ import argparse
 import gzip
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from machine import child_environment, print_table
+from lines import latest_records, print_tables, run_lines
+from machine import child_environment
 
 SCRIPT = Path(__file__).resolve()
 SCHEMA = "tune_task/1"
@@ -173,17 +173,9 @@ def main() -> None:
     if options.worker:
         run_line(line_named(options.worker), options)
         return
-    for line in () if options.show else chosen_lines(options):
-        if line.name in {record["name"] for record in finished(results)}:
-            print(f"{line.name}: finished before", file=sys.stderr)
-            continue
-        started = time.monotonic()
-        print(f"{line.name}: {line.task}, {line.rows[0]} rows", file=sys.stderr, flush=True)
-        code = subprocess.run([*command_of(options), "--worker", line.name], env=environment(), check=False).returncode
-        said = "done" if code == 0 else f"FAILED with exit code {code}, see above"
-        print(f"{line.name}: {said} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-        if code in (130, -2):  # Ctrl-C: the same command resumes
-            break
+    if not options.show:
+        run_lines([line.name for line in chosen_lines(options)], results,
+                  lambda name: [*command_of(options), "--worker", name], environment())  # fmt: skip
     show(finished(results))
 
 
@@ -307,22 +299,14 @@ def measure_baseline(line: Line, config: Any) -> dict[str, Any] | None:
 
 
 def finished(results: Path) -> list[dict[str, Any]]:
-    if not results.is_file():
-        return []
-    records = [json.loads(text) for text in results.read_text(encoding="utf-8").splitlines() if text.endswith("}")]
-    latest = {record["name"]: record for record in records}
-    order = {line.name: place for place, line in enumerate(LINES)}
-    return sorted(latest.values(), key=lambda record: order.get(record["name"], len(order)))
+    return list(latest_records(results, [line.name for line in LINES]).values())
 
 
 def show(records: list[dict[str, Any]]) -> None:
     """Print the table; in Markdown on stdout, aligned on stderr."""
     header = ("set", "method", "rows", "metric", "before", "after, 95 %", "difference, 95 %", "p", "TF-IDF", "time")
     rows = [row_of(record) for record in records]
-    print_table("Fine-tuning, before and after", header, rows)
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    print_tables("Fine-tuning, before and after", header, rows)
 
 
 def row_of(record: dict[str, Any]) -> tuple[str, ...]:
