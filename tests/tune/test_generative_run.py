@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def test_a_tuned_translator_answers_through_pipeline_and_stops_by_itself(
     record = run(tiny_folder(kind), tmp_path, "translation", PAIRS, backbone=form, **more)
     assert record["metrics_after"]["loss"] < 0.3 * record["metrics_before"]["loss"]
     assert record["metrics_after"]["chrf"] > 90
+    settings = json.loads((tmp_path / "out" / "model" / "generation_config.json").read_text(encoding="utf-8"))
+    assert settings["min_new_tokens"] == 1  # no training answer is empty
     pipe = pipeline("text-generation", model=str(tmp_path / "out" / "model"), device="cpu")
     template = record["describe"]["template"]
     for name, value in record["describe"]["template_constants"].items():
@@ -105,6 +108,4 @@ def test_pipelines_for_translation_and_summaries_are_gone_from_transformers():
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    import json
-
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -286,12 +286,12 @@ def settle_writing(
         config: of the run.
         backbone: its saved folder will stop at the same token (`ensure_end`).
         max_tokens: of prompt and answer.
-        token_counts: tokens of training answers.
+        token_counts: tokens of training answers, nothing added to them.
         stops: strings that end an answer.
     """
     ensure_end(backbone)
     longest = longest_answer(token_counts, config.max_new_tokens, max_tokens)
-    return writing_of(config, longest, stop_tokens(backbone.tokenizer, stops))
+    return writing_of(config, longest, stop_tokens(backbone.tokenizer, stops), may_be_empty=not all(token_counts))
 
 
 def longest_answer(token_counts: Sequence[int], wanted: int | None, max_tokens: int) -> int:

@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from chinchilla_lm.core.files import explain_os_error, replace_directory, temporary_beside, write_json
+from chinchilla_lm.core.files import explain_os_error, read_json, replace_directory, temporary_beside, write_json
 from chinchilla_lm.model.headed import HEAD_NAMES, OWN_HEAD_FILE, HeadedModel, Kind, save_headed_model
 from chinchilla_lm.model.huggingface import save_model, write_weights
 from chinchilla_lm.tune.adapter_files import adapter_of, save_adapter
@@ -71,6 +71,7 @@ def save_tuned(model: TunedModel, task: Task, folder: Path, config: TuneConfig) 
                 assert isinstance(backbone, HubBackbone), backbone
                 _save_hub(backbone, model.head, task, temporary)
                 tokenizer.save_pretrained(temporary)
+            _save_writing(task, temporary)
             write_json(temporary / TASK_FILE, description)
             replace_directory(temporary, folder.absolute())
         finally:
@@ -146,6 +147,13 @@ def _save_hub(backbone: HubBackbone, head: nn.Module | None, task: Task, folder:
     full.save_pretrained(folder)
     if not is_single:
         write_weights(folder / OWN_HEAD_FILE, tensors, torch.float32)
+
+
+def _save_writing(task: Task, folder: Path) -> None:
+    """Let transformers' `generate` begin an answer before it may end it, where the task writes so (`tune.writing`)."""
+    writing, path = getattr(task, "writing", None), folder / "generation_config.json"
+    if writing is not None and not writing.may_be_empty and path.is_file():
+        write_json(path, read_json(path) | {"min_new_tokens": 1})
 
 
 def merged_module(backbone: HubBackbone) -> nn.Module:

@@ -52,7 +52,8 @@ class Seq2SeqTask:
         self.tokenizer = backbone.tokenizer
         self._filler = int(cast(Any, self.tokenizer.pad_token_id))
         self.max_tokens = config.max_tokens or min(MAX_TOKENS, backbone.context)
-        answer_tokens = [len(self._answer_ids(row)) for row in train_rows[:1000]]
+        answers = [texts.answers(row)[0] for row in train_rows[:1000]]
+        answer_tokens = [len(self.tokenizer(text_target=text, add_special_tokens=False).input_ids) for text in answers]
         self.writing = settle_writing(config, backbone, self.max_tokens, answer_tokens)
         self.cut_counts = {"prompts_cut": 0, "answers_cut": 0, "rows_refused": 0}
 

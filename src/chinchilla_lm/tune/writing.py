@@ -3,7 +3,12 @@
 Greedy is the default and what `backbone.generate` does. Beams and draws go prompt by prompt: on our backbone through
 the decoding engine (whose beam search finds transformers' texts), on the hub through transformers' `generate`.
 A draw has its own random numbers from (seed, prompt): it depends neither on the batch nor on what training drew before,
-and does not change what training draws next. Never reads rows, never measures.
+and does not change what training draws next.
+
+An answer is not empty where no training answer was: its first token is the likeliest one that does not end it. A model
+that has just learnt to end its answers gives the end at the first place, too, what it would have given a line break
+there, though its answers are good (SmolLM2, 8 updates on scitldr: 16 of 24 summaries empty, ROUGE-L .121; each begun
+with its likeliest word .275; the untouched model .241). Never reads rows, never measures.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ class Writing:
         max_tokens: of one answer, >= 1.
         stop_ids: tokens that end it.
         opening_ids: those of them that do not while nothing is written: a chat model likes to begin with a line break.
+        may_be_empty: an answer may end before its first token.
         beams: > 1: beam search with so many.
         temperature: > 0: tokens are drawn.
         seed: of the draws.
@@ -45,6 +51,7 @@ class Writing:
     max_tokens: int
     stop_ids: tuple[int, ...]
     opening_ids: tuple[int, ...] = ()
+    may_be_empty: bool = True
     beams: int = 1
     temperature: float = 0.0
     seed: int = 0
@@ -54,12 +61,13 @@ class Writing:
         return {"max_new_tokens": self.max_tokens, "beams": self.beams, "temperature": self.temperature}
 
 
-def writing_of(config: TuneConfig, max_tokens: int, stop_ids: Sequence[int]) -> Writing:
+def writing_of(config: TuneConfig, max_tokens: int, stop_ids: Sequence[int], *, may_be_empty: bool) -> Writing:
     """The settings of a config."""
     return Writing(
         max_tokens=max_tokens,
         stop_ids=tuple(stop_ids),
         opening_ids=tuple(stop_ids)[1:],  # the first is the end-of-text token, the others begin with a stop string
+        may_be_empty=may_be_empty,
         beams=config.beams,
         temperature=config.temperature,
         seed=config.seed,
@@ -75,21 +83,30 @@ def make_writer(backbone: Backbone, writing: Writing) -> Write:
 
 
 def _write_greedily(backbone: Backbone, writing: Writing, prompts: Prompts) -> list[list[int]]:
-    """Continue all prompts; those that open with line breaks are asked again behind them."""
+    """Continue all prompts; empty answers are asked again behind the line breaks they open with, then not to be so."""
+    answers = backbone.generate(prompts, writing.max_tokens, writing.stop_ids)
+    if backbone.kind != "causal":
+        if not writing.may_be_empty and not all(answers):
+            write_one = _hub_writer(backbone, writing)
+            return [answer or write_one(list(prompt)) for answer, prompt in zip(answers, prompts, strict=True)]
+        return answers
     asked = [list(prompt) for prompt in prompts]
-    answers = backbone.generate(asked, writing.max_tokens, writing.stop_ids)
-    for _ in range(_MOST_OPENINGS if backbone.kind == "causal" and writing.opening_ids else 0):
-        empty = [index for index, answer in enumerate(answers) if not answer]
-        if not empty:
+    for rounds_left in reversed(range(_MOST_OPENINGS + 1)):
+        openings = writing.opening_ids if rounds_left else ()
+        empty = [i for i, answer in enumerate(answers) if not answer and len(asked[i]) + 1 < backbone.context]
+        if not empty or (writing.may_be_empty and not openings):
             break
-        first = backbone.next_token_logits([asked[index] for index in empty]).argmax(dim=-1).tolist()
-        opened = [(index, token) for index, token in zip(empty, first, strict=True) if token in writing.opening_ids]
-        for index, token in opened:
-            asked[index].append(token)
-        again = [index for index, _ in opened if len(asked[index]) < backbone.context]
+        logits_bv = backbone.next_token_logits([asked[index] for index in empty])
+        if not writing.may_be_empty:
+            logits_bv[:, [token for token in writing.stop_ids if token not in openings]] = -torch.inf
+        first = dict(zip(empty, logits_bv.argmax(dim=-1).tolist(), strict=True))
+        again = [i for i in empty if first[i] in openings or first[i] not in writing.stop_ids]
+        for index in again:
+            asked[index].append(first[index])
         written = backbone.generate([asked[index] for index in again], writing.max_tokens, writing.stop_ids)
         for index, answer in zip(again, written, strict=True):
-            answers[index] = answer
+            begun = [] if first[index] in openings else [first[index]]
+            answers[index] = [*begun, *answer][: writing.max_tokens]
     return answers
 
 
@@ -100,12 +117,15 @@ def _own_writer(backbone: OwnBackbone, writing: Writing) -> Callable[[list[int]]
         if writing.beams > 1:
             settings = BeamSearch(beams=writing.beams)
             found = search_beams(engine, prompt, settings, max_tokens=writing.max_tokens, stop_ids=writing.stop_ids)
-            return list(found[0].token_ids)
+            kept = [beam for beam in found if beam.token_ids or writing.may_be_empty]
+            return list((kept or found)[0].token_ids)
         sampling = Sampling(temperature=writing.temperature)
         generator = torch.Generator().manual_seed(_seed_of(prompt, writing))
         answer: list[int] = []
         logits_v = engine.prefill(0, prompt)
         while True:
+            if not answer and not writing.may_be_empty:
+                logits_v[list(writing.stop_ids)] = -torch.inf
             token = int(choose_tokens(logits_v[None].float().cpu(), sampling, generator)[0])
             if token in writing.stop_ids:
                 return answer
@@ -129,6 +149,7 @@ def _hub_writer(backbone: Any, writing: Writing) -> Callable[[list[int]], list[i
                 input_ids=ids_bt,
                 attention_mask=torch.ones_like(ids_bt),
                 max_new_tokens=writing.max_tokens,
+                min_new_tokens=0 if writing.may_be_empty else 1,
                 do_sample=is_drawn,
                 num_beams=writing.beams,
                 eos_token_id=list(writing.stop_ids),
