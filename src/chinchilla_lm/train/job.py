@@ -105,65 +105,57 @@ def run_job(
         TrainingDiverged: the loss or gradient is not finite.
         CheckpointError: the folder holds another run, or a checkpoint cannot be written.
     """
-    folder, steps = Path(folder), config.schedule.steps
-    placement = choose_placement(config.run)
-    model, optimizer = build_training(config, placement)
-    state, warnings = _resume(config, batches, folder, model, optimizer)
-    resumed_from = state.step or None
-    flops_per_token = training_flops_per_token(config.shape)
-    records = JobRecords(
-        folder / "records.jsonl", steps=steps, flops_per_token=flops_per_token, peak_flops_per_s=peak_flops_per_s
-    )
-    records.cut(state.step, state.tokens)
-    plan = plan_loop(config, start_step=state.step, start_tokens=state.tokens, stop_step=steps)
-    updates = train(model, batches, objective, optimizer, plan, placement)
-    with deferred_signals() as stop, contextlib.closing(updates):
-        for record in updates:
-            state.add(record)
-            records.add_step(record, state.elapsed_seconds())
-            if progress is not None:
-                progress(record)
-            is_last = record.step == steps
-            if heldout_evaluate and not is_last and _is_due(record.step, config.run.evaluate_every):
-                records.add_evaluation(state.step, state.tokens, _evaluate(heldout_evaluate, model, placement))
-            if is_last or stop.number is not None or state.unsaved_seconds() >= config.run.checkpoint_seconds:
-                _save(config, folder, state, model, optimizer)
-            if stop.number is not None:
-                message = f"stopped at step {state.step} of {steps}, state saved: the same command resumes"
-                raise Interrupted(message, stop.number)
-    evaluation = records.evaluation_at(steps)
+    steps = config.schedule.steps
+    job = _open_job(config, batches, Path(folder), peak_flops_per_s)
+    resumed_from = job.state.step or None
+    _train_to_end(job, batches, objective, heldout_evaluate, progress)
+    evaluation = job.records.evaluation_at(steps)
     if evaluation is None and heldout_evaluate:
-        evaluation = records.add_evaluation(steps, state.tokens, _evaluate(heldout_evaluate, model, placement))
-    model.eval()
+        evaluation = job.evaluate(heldout_evaluate)
+    job.model.eval()
+    state = job.state
+    tokens_per_s = state.tokens / state.train_seconds
     return JobResult(
-        model=model,
+        model=job.model,
         step=state.step,
         tokens=state.tokens,
         loss=state.loss,
         evaluation=evaluation,
         elapsed_seconds=state.elapsed_seconds(),
-        tokens_per_s=state.tokens / state.train_seconds,
-        flops=state.tokens * flops_per_token,
-        mfu=records.mfu(state.tokens / state.train_seconds),
+        tokens_per_s=tokens_per_s,
+        flops=state.tokens * training_flops_per_token(config.shape),
+        mfu=job.records.mfu(tokens_per_s),
         resumed_from=resumed_from,
-        warnings=warnings,
+        warnings=job.warnings,
     )
 
 
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _evaluate(
-    heldout_evaluate: Callable[[Transformer], Mapping[str, Any]], model: Transformer, placement: Placement
-) -> Mapping[str, Any]:
-    """Evaluate without moving torch's random state, or evaluating more often would change the trained weights."""
-    devices = [torch.cuda.current_device()] if placement.device == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        model.eval()
-        measured = heldout_evaluate(model)
-        model.train()
-    return measured
+def _train_to_end(
+    job: _Job,
+    batches: Batches,
+    objective: Objective,
+    heldout_evaluate: Callable[[Transformer], Mapping[str, Any]] | None,
+    progress: Callable[[StepRecord], None] | None,
+) -> None:
+    """Make the updates that are left, with what is recorded, measured and saved between them."""
+    steps, every = job.config.schedule.steps, job.config.run.evaluate_every
+    plan = plan_loop(job.config, start_step=job.state.step, start_tokens=job.state.tokens, stop_step=steps)
+    updates = train(job.model, batches, objective, job.optimizer, plan, job.placement)
+    with deferred_signals() as stop, contextlib.closing(updates):
+        for record in updates:
+            job.state.add(record)
+            job.records.add_step(record, job.state.elapsed_seconds())
+            if progress is not None:
+                progress(record)
+            is_last = record.step == steps
+            if heldout_evaluate and not is_last and every > 0 and record.step % every == 0:
+                job.evaluate(heldout_evaluate)
+            is_old = job.state.unsaved_seconds() >= job.config.run.checkpoint_seconds
+            if is_last or stop.number is not None or is_old:
+                job.save()
+            if stop.number is not None:
+                message = f"stopped at step {record.step} of {steps}, state saved: the same command resumes"
+                raise Interrupted(message, stop.number)
 
 
 # Saving and resuming
@@ -193,6 +185,62 @@ class _State:
         return time.monotonic() - self.saved
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the updates change, and where it is kept."""
+
+    config: TrainConfig
+    folder: Path
+    placement: Placement
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    state: _State
+    records: JobRecords
+    warnings: tuple[str, ...]
+
+    def evaluate(self, heldout_evaluate: Callable[[Transformer], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Evaluate without moving torch's random state, or evaluating more often would change the trained weights."""
+        devices = [torch.cuda.current_device()] if self.placement.device == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self.model.eval()
+            measured = heldout_evaluate(self.model)
+            self.model.train()
+        return self.records.add_evaluation(self.state.step, self.state.tokens, measured)
+
+    def save(self) -> None:
+        checkpoints, state = self.folder / "checkpoints", self.state
+        extra = {
+            "tokens": state.tokens,
+            "loss": state.loss,
+            "train_seconds": state.train_seconds,
+            "elapsed_seconds": state.elapsed_seconds(),
+            "config": self.config.fingerprint(),
+            "trunk": self.config.trunk_fingerprint(),
+            "first_batch": state.first_batch,
+        }
+        save_checkpoint(checkpoints, state.step, self.model, self.optimizer, extra)
+        prune_checkpoints(checkpoints, newest_step=state.step, keep=self.config.run.keep_checkpoints)
+        state.saved = time.monotonic()
+
+
+def _open_job(config: TrainConfig, batches: Batches, folder: Path, peak_flops_per_s: float | None) -> _Job:
+    """Build the model and the optimizer, and bring them to where the folder's newest checkpoint is."""
+    placement = choose_placement(config.run)
+    model, optimizer = build_training(config, placement)
+    state, warnings = _resume(config, batches, folder, model, optimizer)
+    records = JobRecords(
+        folder / "records.jsonl",
+        steps=config.schedule.steps,
+        flops_per_token=training_flops_per_token(config.shape),
+        peak_flops_per_s=peak_flops_per_s,
+    )
+    records.cut(state.step, state.tokens)
+    return _Job(
+        config=config, folder=folder, placement=placement, model=model, optimizer=optimizer,
+        state=state, records=records, warnings=warnings,
+    )  # fmt: skip
+
+
 def _resume(
     config: TrainConfig, batches: Batches, folder: Path, model: Transformer, optimizer: torch.optim.Optimizer
 ) -> tuple[_State, tuple[str, ...]]:
@@ -219,23 +267,6 @@ def _resume(
             elapsed_before=extra["elapsed_seconds"],
         )
     return state, warnings
-
-
-def _save(
-    config: TrainConfig, folder: Path, state: _State, model: Transformer, optimizer: torch.optim.Optimizer
-) -> None:
-    extra = {
-        "tokens": state.tokens,
-        "loss": state.loss,
-        "train_seconds": state.train_seconds,
-        "elapsed_seconds": state.elapsed_seconds(),
-        "config": config.fingerprint(),
-        "trunk": config.trunk_fingerprint(),
-        "first_batch": state.first_batch,
-    }
-    save_checkpoint(folder / "checkpoints", state.step, model, optimizer, extra)
-    prune_checkpoints(folder / "checkpoints", newest_step=state.step, keep=config.run.keep_checkpoints)
-    state.saved = time.monotonic()
 
 
 def _batch_digest(batches: Batches) -> str:
