@@ -16,154 +16,21 @@ draws of each set's own test file. Classification sets also show TF-IDF + logist
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lines import latest_records, print_tables, run_lines
 from machine import child_environment
+from tune_sets import LINES, Line
 
 SCRIPT = Path(__file__).resolve()
 SCHEMA = "tune_task/1"
 THREADS = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One tuning: a set, how many of its rows, and the settings that differ from the defaults of TuneConfig."""
-
-    name: str
-    task: str
-    folder: str
-    train: str = "train.jsonl"
-    validation: str | None = "dev.jsonl"
-    test: str = "test.jsonl"
-    rows: tuple[int, int, int | None]
-    settings: dict[str, Any] = field(default_factory=dict)
-    has_baseline: bool = False
-
-
-SST2 = Line(
-    name="sst2",
-    task="text-classification",
-    folder="sentiment-sst2",
-    rows=(400, 200, None),
-    # Four epochs, chosen on 872 dev rows: 87.5 (LoRA) and 87.7 (full); with two, test rows gave 86.2 and 86.7.
-    settings={"template": "Review: {text}\nSentiment:", "epochs": 4.0},
-    has_baseline=True,
-)
-CLINC = Line(
-    name="clinc150",
-    task="text-classification",
-    folder="intent-clinc150",
-    rows=(3000, 300, 1000),
-    settings={"epochs": 2.0, "max_tokens": 64},
-    has_baseline=True,
-)
-NER = Line(
-    name="ner",
-    task="token-classification",
-    folder="ner-wnut17",
-    train="train.conll",
-    validation="dev.conll",
-    test="test.conll",
-    rows=(1000, 250, None),
-    settings={"epochs": 3.0, "lr": 1e-3},
-)
-
-
-def _with(line: Line, method: str, **settings: Any) -> Line:
-    """The same set and rows by another method."""
-    kept = {name: value for name, value in line.settings.items() if name != "lr"}
-    return replace(line, name=f"{line.name}-{method}", settings={**kept, "method": method, **settings})
-
-
-LINES = (
-    SST2,
-    _with(SST2, "full"),
-    _with(SST2, "head", epochs=6.0),
-    Line(
-        name="rt",
-        task="text-classification",
-        folder="sentiment-rt",
-        rows=(600, 200, None),
-        settings={"template": "Review: {text}\nSentiment:", "epochs": 2.0},
-        has_baseline=True,
-    ),
-    Line(
-        name="csl-zh",
-        task="text-classification",
-        folder="topic-csl-zh",
-        rows=(1000, 200, 800),
-        settings={"epochs": 1.5, "language": "zh"},
-        has_baseline=True,
-    ),
-    CLINC,
-    _with(CLINC, "full"),
-    _with(CLINC, "head", epochs=4.0),
-    NER,
-    _with(NER, "full", lr=1e-4),  # the default of 3e-5 suits a head that starts from label words; this one starts anew
-    _with(NER, "head", epochs=6.0),
-    Line(
-        name="relation",
-        task="relation-extraction",
-        folder="relation-semeval2010t8",
-        validation=None,
-        rows=(1200, 200, 1000),
-        settings={"epochs": 1.5},
-    ),
-    Line(
-        name="squad",
-        task="question-answering",
-        folder="qa-squad",
-        train="train_newwiki.jsonl.gz",
-        validation="dev_newwiki.jsonl.gz",
-        test="test_squad11dev.jsonl.gz",
-        rows=(300, 40, 200),
-        settings={"epochs": 1.0, "rows": 8},
-    ),
-    Line(
-        name="commonsenseqa",
-        task="multiple-choice",
-        folder="mc-commonsenseqa",
-        validation=None,
-        test="dev.jsonl",  # the set's own test labels are not public
-        rows=(500, 100, 500),
-        settings={"epochs": 1.0},
-    ),
-    Line(
-        name="tatoeba-enzh",
-        task="translation",
-        folder="translation-tatoeba-enzh",
-        train="train.jsonl.gz",
-        validation="dev.jsonl.gz",
-        test="test.jsonl.gz",
-        rows=(1800, 40, 200),
-        settings={"epochs": 1.0, "columns": {"source": "en", "target": "zh"}},
-    ),
-    Line(
-        name="scitldr",
-        task="summarization",
-        folder="summ-scitldr",
-        rows=(240, 20, 80),
-        settings={"epochs": 1.0, "rows": 8},
-    ),
-    Line(
-        name="sgd",
-        task="dialogue",
-        folder="dialogue-sgd",
-        train="train.jsonl.gz",
-        validation="dev.jsonl.gz",
-        test="test.jsonl.gz",
-        rows=(200, 20, 80),
-        settings={"epochs": 1.0, "rows": 8},
-    ),
-)
 TINY_ROWS = (8, 4, 6)
 
 
@@ -225,9 +92,9 @@ def config_of(line: Line, options: argparse.Namespace) -> Any:
     from chinchilla_lm.tune.config import TuneConfig
 
     folder = Path(options.data) / line.folder
-    test_file = folder / line.test
-    if line.task == "dialogue":
-        test_file = without_blank_turns(test_file, Path(options.out) / f"{line.name}-test.jsonl")
+    if line.derive is not None:
+        line.derive(folder, Path(options.out) / "sets" / line.name)
+        folder = Path(options.out) / "sets" / line.name
     train, validation, test = TINY_ROWS if options.tiny else line.rows
     settings = dict(line.settings)
     if options.tiny:
@@ -238,7 +105,7 @@ def config_of(line: Line, options: argparse.Namespace) -> Any:
         model=options.model,
         train=str(folder / line.train),
         validation=None if line.validation is None else str(folder / line.validation),
-        test=str(test_file),
+        test=str(folder / line.test),
         out=str(Path(options.out) / line.name),
         train_rows=train,
         validation_rows=validation,
@@ -246,15 +113,6 @@ def config_of(line: Line, options: argparse.Namespace) -> Any:
         threads=THREADS,
         **settings,
     )
-
-
-def without_blank_turns(source: Path, target: Path) -> Path:
-    """Leave out dialogues with an empty turn (2 of the 2,000 of SGD's test set), which `chinchilla tune` refuses."""
-    with gzip.open(source, "rt", encoding="utf-8") as lines:
-        rows = [line for line in lines if all(turn["text"].strip() for turn in json.loads(line)["turns"])]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("".join(rows), encoding="utf-8")
-    return target
 
 
 def run_line(line: Line, options: argparse.Namespace) -> None:
@@ -265,16 +123,18 @@ def run_line(line: Line, options: argparse.Namespace) -> None:
     from chinchilla_lm.core.files import read_json
     from chinchilla_lm.core.records import append_record
     from chinchilla_lm.report.tune_page import write_tune_page
-    from chinchilla_lm.tune.tuning import tune
 
     started = time.monotonic()
     config = config_of(line, options)
     with StudyDisplay(Console(stderr=True, highlight=False)) as display:
-        tune(config, display)
+        tune_line(line, config, options, display)
     write_tune_page(config.out)
     record = read_json(Path(config.out) / "tune.json")
     names = ("task", "method", "backbone", "metric", "metrics_before", "metrics_after", "intervals", "paired", "rows")
-    kept = {name: record.get(name) for name in (*names, "settings", "cost", "best", "evaluated_on", "warnings")}
+    kept = {
+        name: record.get(name)
+        for name in (*names, "settings", "cost", "best", "evaluated_on", "warnings", "augmentation")
+    }
     wall_seconds = time.monotonic() - started
     baseline = measure_baseline(line, config) if line.has_baseline else None
     fields = {
@@ -286,6 +146,18 @@ def run_line(line: Line, options: argparse.Namespace) -> None:
         "wall_seconds": wall_seconds,
     }
     append_record(Path(options.out) / "results.jsonl", SCHEMA, fields, sync=True)
+
+
+def tune_line(line: Line, config: Any, options: argparse.Namespace, display: Any) -> None:
+    """Tune on the real rows, or on them and added ones."""
+    from chinchilla_lm.tune.augmentation import Augmentation, tune_augmented
+    from chinchilla_lm.tune.tuning import tune
+
+    if line.augment is None:
+        tune(config, display)
+        return
+    synonyms = None if line.synonyms is None else str(Path(options.data) / line.synonyms)
+    tune_augmented(config, Augmentation(**line.augment, synonyms=synonyms), display)
 
 
 def measure_baseline(line: Line, config: Any) -> dict[str, Any] | None:
@@ -317,6 +189,11 @@ def row_of(record: dict[str, Any]) -> tuple[str, ...]:
     def shown(value: Any) -> str:
         return write(metric, value) if isinstance(value, int | float) else "–"
 
+    def with_macro(values: dict[str, Any] | None) -> str:
+        """Of several labels a row the mean over labels too."""
+        values = values or {}
+        return f"; macro {shown(values.get('macro_f1'))}" if metric == "micro_f1" and values else ""
+
     def ends(table: dict[str, Any] | None) -> str:
         table = table or {}
         return f" ({shown(table.get('low'))} to {shown(table.get('high'))})" if "low" in table else ""
@@ -335,11 +212,11 @@ def row_of(record: dict[str, Any]) -> tuple[str, ...]:
         str(record["method"]),
         f"{(rows.get('train') or {}).get('used', '?')} / {(rows.get('test') or {}).get('used', '?')}",
         metric_name(metric),
-        shown(before),
-        shown(after) + ends(intervals.get("after")),
+        shown(before) + with_macro(record.get("metrics_before")),
+        shown(after) + ends(intervals.get("after")) + with_macro(record.get("metrics_after")),
         change_of(paired) if paired else "–",
         f"{p_value:.2g}" if isinstance(p_value, float) else "–",
-        shown(baseline),
+        shown(baseline) + with_macro(record.get("baseline")),
         f"{record.get('wall_seconds', float('nan')):.0f} s",
     )
 
