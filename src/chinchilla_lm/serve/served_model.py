@@ -121,18 +121,10 @@ def load_served_model(
     config = tables["config.json"]
     classifier = load_classifier(folder, config, tokenizer) if is_classifier(config) else None
     trunk = classifier.trunk if classifier else load_model(folder).eval()
-    longest_id = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    if longest_id >= trunk.shape.vocab:
-        raise ModelError(
-            f"{folder}: the tokenizer has token ids up to {longest_id}, the model only {trunk.shape.vocab} rows; give "
-            "the tokenizer that the model was trained with"
-        )
-    template = find_chat_template(folder, tables["tokenizer_config.json"]) if classifier is None else None
-    if template is not None:
-        _try_template(folder, template)
-    capacity = trunk.shape.context
-    scheduler = None
+    _require_rows(folder, tokenizer, trunk)
+    template = scheduler = None
     if classifier is None:
+        template = _find_template(folder, tables["tokenizer_config.json"])
         stop_ids = _stop_ids(tokenizer, tables, trunk.shape.vocab)
         engine = Engine(trunk, slots=limits.slots, weights=weights)
         second = None
@@ -143,7 +135,7 @@ def load_served_model(
     return ServedModel(
         name=name,
         created=int(time.time()),
-        capacity=capacity,
+        capacity=trunk.shape.context,
         vocab=trunk.shape.vocab,
         tokenizer=tokenizer,
         token_text=TokenText(tokenizer),
@@ -173,6 +165,29 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def _require_rows(folder: Path, tokenizer: Tokenizer, trunk: Transformer) -> None:
+    largest_id = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest_id >= trunk.shape.vocab:
+        raise ModelError(
+            f"{folder}: the tokenizer has token ids up to {largest_id}, the model only {trunk.shape.vocab} rows; give "
+            "the tokenizer that the model was trained with"
+        )
+
+
+def _find_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
+    """Refuse a template that does not compile, loops, or takes all memory; one that only dislikes the words is fine."""
+    template = find_chat_template(folder, tokenizer_config)
+    if template is None:
+        return None
+    try:
+        template.render([{"role": "user", "content": "hello"}])
+    except TemplateFailed as error:
+        if "TemplateError:" not in str(error):  # what the template's own raise_exception gives
+            template.close()
+            raise ModelError(f"{folder}: {error}; correct or remove the chat template") from None
+    return template
+
+
 def _stop_ids(tokenizer: Tokenizer, tables: Mapping[str, Mapping[str, Any]], vocab: int) -> tuple[int, ...]:
     """Return the tokens that end a text: generation_config.json's, else config.json's, with the tokenizer's own."""
     ids: set[int] = set(end_of_text_ids(tokenizer))
@@ -189,16 +204,6 @@ def _stop_ids(tokenizer: Tokenizer, tables: Mapping[str, Mapping[str, Any]], voc
     word = word.get("content") if isinstance(word, dict) else word
     token = tokenizer.token_to_id(word) if isinstance(word, str) else None
     return tuple(sorted(ids | ({token} if token is not None else set())))
-
-
-def _try_template(folder: Path, template: ChatTemplate) -> None:
-    """Refuse a template that does not compile, loops, or takes all memory; one that only dislikes the words is fine."""
-    try:
-        template.render([{"role": "user", "content": "hello"}])
-    except TemplateFailed as error:
-        if "TemplateError:" not in str(error):  # what the template's own raise_exception gives
-            template.close()
-            raise ModelError(f"{folder}: {error}; correct or remove the chat template") from None
 
 
 def _longest_token(tokenizer: Tokenizer) -> int:

@@ -219,12 +219,7 @@ def suggest_runs(
             f"{_amount(cheapest, cost_model)}: give more, or allow smaller runs"
         )
     order = floor + order_by_gain(pool, floor, best[len(floor) :])
-    parts: tuple[tuple[Role, int], ...] = (
-        ("floor", len(floor) - n_repeats),
-        ("repeat", n_repeats),
-        ("chosen", len(best) - len(floor)),
-    )
-    roles: list[Role] = [role for role, count in parts for _ in range(count)]
+    roles = _roles(len(floor) - n_repeats, n_repeats, len(best) - len(floor))
     curve = _curve(pool, order, len(floor), goal, budget)
     planned = [point for point in curve if point.is_planned]
     return Design(
@@ -278,6 +273,11 @@ def _pool(  # noqa: PLR0913 - as `suggest_runs`
         sunk=float(cost_model.run_costs(made.params, made.tokens).sum()),
     )
     return pool, floor + list(range(n_free, n_free + len(copied))), len(copied)
+
+
+def _roles(n_floor: int, n_repeats: int, n_chosen: int) -> list[Role]:
+    parts: tuple[tuple[Role, int], ...] = (("floor", n_floor), ("repeat", n_repeats), ("chosen", n_chosen))
+    return [role for role, count in parts for _ in range(count)]
 
 
 def _planned_runs(pool: Pool, order: Sequence[int], roles: Sequence[Role]) -> tuple[PlannedRun, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -148,25 +148,23 @@ def compare_recipes(  # noqa: PLR0913 - two tables, the question and how it is a
     Raises:
         FitError: too few runs, losses that do not overlap, or an unknown method.
     """
-    _require_request(method, draws)
+    _require_request(method, draws, at_flops)
     _require_overlap(a, b)
     chosen = method or _method_for(a, b)
     groups_a, groups_b, is_paired = shared_groups(a, b, is_clustered=is_clustered)
-    made: dict[Method, Frontiers] = {chosen: _frontiers(chosen, a, b, (groups_a, groups_b), draws=draws, seed=seed)}
-    for other in _others(chosen, a, b):
-        made[other] = _frontiers(other, a, b, (groups_a, groups_b), draws=draws, seed=seed)
+    made: dict[Method, Frontiers] = {
+        each: _frontiers(each, a, b, (groups_a, groups_b), draws=draws, seed=seed)
+        for each in (chosen, *_others(chosen, a, b))
+    }
     main = made[chosen]
     common = _common_range(main, a, b, use_own_flops=chosen == "lines")
     shown = np.linspace(math.log(common[0]), math.log(common[1]), _POINTS)
-    asked = float(shown.mean())
-    if at_flops is not None:
-        require_positive(at_flops, "at_flops")
-        asked = math.log(at_flops)
-    is_outside = not math.log(common[0]) - 1e-9 <= asked <= math.log(common[1]) + 1e-9
+    asked = float(shown.mean()) if at_flops is None else math.log(at_flops)
     at = np.append(shown, asked)
     form_sd = _form_sd({name: found.log_multiplier(at) for name, found in made.items()}, chosen)
     points, noise_sd = _points(main, at, form_sd)
-    point = points[-1] if not is_outside else MultiplierPoint(**{**vars(points[-1]), "is_extrapolated": True})
+    is_outside = not math.log(common[0]) - 1e-9 <= asked <= math.log(common[1]) + 1e-9
+    point = replace(points[-1], is_extrapolated=is_outside)
     warnings = _warnings(a, b, point, common, form_sd=float(form_sd[-1]), noise_sd=float(noise_sd[-1]))
     return Multiplier(
         method=chosen,
@@ -183,11 +181,13 @@ def compare_recipes(  # noqa: PLR0913 - two tables, the question and how it is a
     )
 
 
-def _require_request(method: Method | None, draws: int) -> None:
+def _require_request(method: Method | None, draws: int, at_flops: float | None) -> None:
     if method is not None and method not in get_args(Method):
         raise FitError(f"method {method!r} is unknown; choose from {', '.join(get_args(Method))}")
     if draws < 100:
         raise FitError(f"draws={draws} are too few for an interval; give 100 or more")
+    if at_flops is not None:
+        require_positive(at_flops, "at_flops")
 
 
 def _require_overlap(a: RunTable, b: RunTable) -> None:
