@@ -185,8 +185,8 @@ LINES = (
         settings={"epochs": 1.5},
     ),
     SQUAD,
-    _also(SQUAD, "span", head="span", epochs=2.0, lr=1e-3),  # a head from scratch, as NER's
-    _also(SQUAD, "span-bidirectional", head="span", epochs=2.0, lr=1e-3, mask="bidirectional"),
+    _also(SQUAD, "span", head="span", epochs=1.5, lr=1e-3),  # a head from scratch, as NER's
+    _also(SQUAD, "span-bidirectional", head="span", epochs=1.5, lr=1e-3, mask="bidirectional"),
     Line(
         name="commonsenseqa",
         task="multiple-choice",
