@@ -44,6 +44,14 @@ batch_tokens = 2048  # D/3000
 seed = 7
 """
 BYTES_PER_TOKEN = 2.9
+BACKTESTS = [
+    dict(zip(("kind", "params", "flops", "predicted", "low", "high", "actual"), row, strict=True))
+    for row in (
+        ("run", 3.1e4, 1e12, 3.18, 3.08, 3.26, 3.1211),
+        ("optimum", 7.3e4, 1e12, 3.0532, 2.96, 3.13, 3.0323),
+        ("optimum", 1.23e5, 3e12, 2.7171, 2.66, 2.78, 2.7029),
+    )
+]
 
 RunMaker = Callable[..., Path]
 
@@ -207,24 +215,23 @@ def law_record() -> dict[str, Any]:
     }
 
 
+def candidate_records() -> list[dict[str, Any]]:
+    rows = []
+    for width, params, rate in (
+        (48, 1.2e5, 4.4e10), (64, 2.1e5, 5.6e10), (72, 2.8e5, 6.7e10),
+        (80, 360448, 7.2e10), (96, 5.4e5, 7.4e10), (112, 7.7e5, 7.6e10),
+    ):  # fmt: skip
+        tokens = 181.5 * rate / (cost_ratio(params) * params)
+        loss = LAW.loss(params, tokens)
+        rows.append({"d_model": width, "params_matmul": params, "tokens": tokens, "seconds": 181.5, "loss": loss})
+    return rows
+
+
 def forecast_record() -> dict[str, Any]:
     flops, params = 1.31e13, 360_448
     tokens = flops / (cost_ratio(params) * params)
     additive = LAW.loss(params, tokens)
     loss = additive * 0.992
-    candidates = []
-    for width, size, rate in (
-        (48, 1.2e5, 4.4e10),
-        (64, 2.1e5, 5.6e10),
-        (72, 2.8e5, 6.7e10),
-        (80, 360448, 7.2e10),
-        (96, 5.4e5, 7.4e10),
-        (112, 7.7e5, 7.6e10),
-    ):
-        seen = 181.5 * rate / (cost_ratio(size) * size)
-        candidates.append(
-            {"d_model": width, "params_matmul": size, "tokens": seen, "seconds": 181.5, "loss": LAW.loss(size, seen)}
-        )
     bits = 1 / math.log(2) / BYTES_PER_TOKEN
     return {
         "schema": "forecast/1",
@@ -240,39 +247,11 @@ def forecast_record() -> dict[str, Any]:
         "high": loss * 1.02,
         "level": 0.9,
         "sources": {"additive": additive, "line": additive * 0.984},
-        "backtests": [
-            {
-                "kind": "run",
-                "params": 3.1e4,
-                "flops": 1e12,
-                "predicted": 3.18,
-                "low": 3.08,
-                "high": 3.26,
-                "actual": 3.1211,
-            },
-            {
-                "kind": "optimum",
-                "params": 7.3e4,
-                "flops": 1e12,
-                "predicted": 3.0532,
-                "low": 2.96,
-                "high": 3.13,
-                "actual": 3.0323,
-            },
-            {
-                "kind": "optimum",
-                "params": 1.23e5,
-                "flops": 3e12,
-                "predicted": 2.7171,
-                "low": 2.66,
-                "high": 2.78,
-                "actual": 2.7029,
-            },
-        ],
+        "backtests": BACKTESTS,
         "established": True,
         "reasons": [],
         "flat_band": {"params_low": 2.4e5, "params_high": 5.5e5, "loss_penalty": 0.005},
-        "candidates": candidates,
+        "candidates": candidate_records(),
         "unit": "nats per token",
         "bits_per_byte": {"predicted": loss * bits, "low": loss * 0.98 * bits, "high": loss * 1.02 * bits},
     }

@@ -8,12 +8,12 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.report.page_reader import HOSTILE, Page
 
 from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.laws.findings.find import find_law
@@ -26,43 +26,7 @@ from chinchilla_lm.report.fit_charts import fit_charts, loss_chart, run_layers, 
 from chinchilla_lm.report.fit_page import render_fit_page, save_fit_picture, write_fit_page
 
 TRUTH = AdditiveLaw(E=1.8, A=482.0, B=2085.0, alpha=0.348, beta=0.366, params_convention="total")
-VOID = {"meta", "link", "br", "hr", "img", "input", "circle", "path", "rect"}
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'--><!--{{7*7}} &amp;"
 FIGURES = ["loss", "valleys", "sizes", "exponents", "residuals", "residuals-ratio", "backtest", "drift"]
-
-
-class Page(HTMLParser):
-    """Tags with their attributes and scripts; fails on tags that do not nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.stack: list[str] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.stack.pop() == tag, (tag, self.getpos())
-
-    def handle_data(self, data: str) -> None:
-        if self.stack and self.stack[-1] == "script":
-            self.scripts[-1] += data
-        elif not self.stack or self.stack[-1] != "style":
-            self.words.append(data)
 
 
 def sweep(noise: float = 0.003) -> RunTable:

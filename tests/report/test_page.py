@@ -10,63 +10,17 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.page_reader import HOSTILE, Page
 
 from chinchilla_lm.core.errors import ChinchillaError
 from chinchilla_lm.core.files import read_json, write_json, write_text
 from chinchilla_lm.core.records import append_record
 from chinchilla_lm.report.page import write_report
 from chinchilla_lm.report.rundir import read_run
-
-VOID = {"meta", "link", "br", "hr", "img", "input", "circle", "path", "rect"}
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'--><!--{{7*7}} &amp;"
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, ids, text, and the contents of scripts; fails on tags that do not nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.stack: list[str] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.stack.pop() == tag, (tag, self.getpos())
-
-    def handle_data(self, data: str) -> None:
-        if self.stack and self.stack[-1] == "script":
-            self.scripts[-1] += data
-        elif not self.stack or self.stack[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def json(self, name: str) -> Any:
-        scripts = [attributes for tag, attributes in self.tags if tag == "script"]
-        index = next(i for i, attributes in enumerate(scripts) if attributes.get("id") == name)
-        return json.loads(self.scripts[index])
 
 
 def report(folder: Path) -> Page:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.report.page_reader import HOSTILE
 
 from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.core.files import write_json, write_text
@@ -26,7 +27,6 @@ from chinchilla_lm.report.tune_rows import answer_text, changed_examples, class_
 from chinchilla_lm.report.tune_use import load_lines
 from chinchilla_lm.report.tune_words import headline, is_share, notes, write, write_change, write_p
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'--><!--{{7*7}} &amp;"
 LABELS = ("negative", "positive")
 TEXTS = (
     "a stirring , funny and finally transporting re imagining",
@@ -34,6 +34,21 @@ TEXTS = (
     "it 's slow -- very , very slow",
     "一部真正动人的电影",
 )
+ROWS = {
+    "train": {"used": 400, "available": 6920, "file": "train.jsonl"},
+    "validation": {"used": 200, "available": 872, "file": "dev.jsonl"},
+    "test": {"used": 300, "available": 1821, "file": "test.jsonl"},
+}
+COST = {
+    "seconds": 301.2,
+    "train_seconds": 205.0,
+    "targets": 800,
+    "tokens": 21_600,
+    "updates": 50,
+    "trainable_parameters": 4_884_480,
+    "parameters": 139_399_488,
+    "peak_rss_bytes": 1_610_000_000,
+}
 
 
 def tune_record(**changes: Any) -> dict[str, Any]:
@@ -68,25 +83,12 @@ def tune_record(**changes: Any) -> dict[str, Any]:
             "before": {label: {"precision": 0.8, "recall": 0.7, "f1": 0.75, "support": 150} for label in LABELS},
             "after": {label: {"precision": 0.91, "recall": 0.9, "f1": 0.905, "support": 150} for label in LABELS},
         },
-        "rows": {
-            "train": {"used": 400, "available": 6920, "file": "train.jsonl"},
-            "validation": {"used": 200, "available": 872, "file": "dev.jsonl"},
-            "test": {"used": 300, "available": 1821, "file": "test.jsonl"},
-        },
+        "rows": ROWS,
         "settings": {"lr": 5e-4, "rank": 8, "epochs": 2.0, "rows": 16, "head": "label-words", "warmup": 0.1},
         "reasons": {"lr": "LoRA wants about ten times the rate of full fine-tuning", "head": "under 2,000 rows"},
         "best": {"step": 40, "value": 0.895},
         "calibration": {stage: reliability(shift) for stage, shift in (("before", 0.2), ("after", 0.04))},
-        "cost": {
-            "seconds": 301.2,
-            "train_seconds": 205.0,
-            "targets": 800,
-            "tokens": 21_600,
-            "updates": 50,
-            "trainable_parameters": 4_884_480,
-            "parameters": 139_399_488,
-            "peak_rss_bytes": 1_610_000_000,
-        },
+        "cost": COST,
         "describe": {"template": "Review: {text}\nSentiment:", "label_words": {"negative": " negative"}},
         "warnings": [],
         "changed_counts": {"fixed": 48, "broken": 11},
