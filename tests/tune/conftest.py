@@ -47,6 +47,7 @@ RELATED = [
     {"text": "the cat sat on the mat", "head": [4, 7], "tail": [19, 22], "label": "Other"},
 ]
 CONTEXT = 128
+_BLOCKS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _SPECIALS = {  # kind -> (roles, template of one text, of a pair); GPT-like kinds add nothing around a text
     "decoder": ({"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}, None),
     "bert": (
@@ -205,62 +206,35 @@ def _make_model(kind: str, tokenizer: Any) -> Any:
     import transformers as hf
 
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    decoder = sizes | {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
-    modern = decoder | {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": CONTEXT,
-        "tie_word_embeddings": True,
-    }
-    if kind == "qwen3":
-        return hf.Qwen3ForCausalLM(hf.Qwen3Config(**modern))
-    if kind == "llama":
-        return hf.LlamaForCausalLM(hf.LlamaConfig(**modern | {"tie_word_embeddings": False}))
-    if kind == "gpt2":
-        return hf.GPT2LMHeadModel(hf.GPT2Config(**decoder, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT))
     if kind == "bert":
-        return hf.BertForMaskedLM(
-            hf.BertConfig(
-                **sizes,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=CONTEXT,
-            )
-        )
+        return hf.BertForMaskedLM(hf.BertConfig(**sizes, **_BLOCKS, max_position_embeddings=CONTEXT))
+    ends = {"eos_token_id": tokenizer.eos_token_id}
     if kind == "t5":
+        start = {"decoder_start_token_id": tokenizer.pad_token_id}
         return hf.T5ForConditionalGeneration(
-            hf.T5Config(
-                **sizes,
-                eos_token_id=tokenizer.eos_token_id,
-                decoder_start_token_id=tokenizer.pad_token_id,
-                d_model=32,
-                d_ff=64,
-                d_kv=8,
-                num_layers=2,
-                num_heads=4,
-            )
+            hf.T5Config(**sizes, **ends, **start, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4)
         )
-    assert kind == "bart", f"no tiny model of kind {kind!r}"
-    return hf.BartForConditionalGeneration(
-        hf.BartConfig(
-            **sizes,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            decoder_start_token_id=tokenizer.eos_token_id,
-            forced_eos_token_id=tokenizer.eos_token_id,
-            d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            max_position_embeddings=CONTEXT,
+    if kind == "bart":
+        start = {
+            "bos_token_id": tokenizer.bos_token_id,
+            "decoder_start_token_id": tokenizer.eos_token_id,
+            "forced_eos_token_id": tokenizer.eos_token_id,
+        }
+        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+        widths = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": CONTEXT}
+        return hf.BartForConditionalGeneration(
+            hf.BartConfig(**sizes, **ends, **start, **widths, **heads, encoder_layers=2, decoder_layers=2)
         )
-    )
+    return _make_decoder(kind, sizes | ends | {"bos_token_id": tokenizer.eos_token_id})
+
+
+def _make_decoder(kind: str, ids: dict[str, Any]) -> Any:
+    import transformers as hf
+
+    if kind == "gpt2":
+        return hf.GPT2LMHeadModel(hf.GPT2Config(**ids, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT))
+    modern = ids | _BLOCKS | {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": CONTEXT}
+    if kind == "llama":
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**modern, tie_word_embeddings=False))
+    assert kind == "qwen3", f"no tiny model of kind {kind!r}"
+    return hf.Qwen3ForCausalLM(hf.Qwen3Config(**modern, tie_word_embeddings=True))
