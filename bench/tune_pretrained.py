@@ -1,12 +1,12 @@
 """What was pretraining worth? A pretrained model and the same architecture from random weights, tuned alike.
 
-    python bench/tune_pretrained.py --run RUN_DIR --data DATA_FOLDER --tasks sentiment-sst2,topic-agnews-small
+    python bench/tune_pretrained.py --run RUN_DIR --data DATA_FOLDER --sets agnews,sgd
 
 RUN_DIR is a directory of `chinchilla run` (or a model folder). Both starts have the same tokenizer, training rows and
-their order, head (its rows start from the label words' unembedding rows, trained or random), updates and learning
-rates to choose from; each takes the rate that is best on the validation rows. Only the chosen training is measured on
-the test rows, and the two are compared on the same rows: bootstrap interval of the difference, McNemar's test. TF-IDF +
-logistic regression on the same rows stands beside them, where scikit-learn is installed. One seed.
+their order, form of head, updates and learning rates to choose from; each takes the rate that is best on the validation
+rows. Only the chosen training is measured on the test rows, and the two are compared on the same rows by the paired
+bootstrap. TF-IDF + logistic regression on the same rows stands beside classifiers, where scikit-learn is installed. One
+seed. A dialogue's measure is its held-out loss (lower is better).
 
 A training that is finished is read, a stopped one resumes; OUT/results.jsonl gets a line a task.
 """
@@ -17,7 +17,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,40 @@ from machine import print_table
 if TYPE_CHECKING:
     from chinchilla_lm.tune.config import TuneConfig
 
-SCHEMA = "tune_pretrained/1"
+SCHEMA = "tune_pretrained/2"
 STARTS = ("scratch", "pretrained")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet:
+    """Files of one task below DATA_FOLDER. `lower_is_better`: of its primary measure."""
+
+    folder: str
+    task: str = "text-classification"
+    ending: str = ".jsonl"
+    lower_is_better: bool = False
+
+    @property
+    def is_classification(self) -> bool:
+        return self.task == "text-classification"
+
+
+SETS = {
+    "sst2": LabelledSet(folder="sentiment-sst2"),
+    "agnews": LabelledSet(folder="topic-agnews-small"),
+    "clinc150": LabelledSet(folder="intent-clinc150"),
+    "wnut17": LabelledSet(folder="ner-wnut17", task="token-classification", ending=".conll"),
+    "sgd": LabelledSet(folder="dialogue-sgd", task="dialogue", ending=".jsonl.gz", lower_is_better=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One start at its best rate; `tried`: validation measure by rate."""
+
+    config: TuneConfig
+    task: Any
+    tried: Mapping[str, float]
 
 
 def main() -> None:
@@ -37,8 +69,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     pretrained = model_folder(Path(options.run))
     folders = {"pretrained": pretrained, "scratch": make_scratch(pretrained, Path(options.out), options.seed)}
-    for task in options.tasks.split(","):
-        record = compare_starts(task, folders, options)
+    for name in options.sets.split(","):
+        record = compare_starts(name, folders, options)
         from chinchilla_lm.core.records import append_record
 
         append_record(Path(options.out) / "results.jsonl", SCHEMA, record)
@@ -49,9 +81,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="a directory of `chinchilla run`, or a model folder")
     parser.add_argument("--data", required=True, help="the folder that holds sentiment-sst2/, ...")
-    parser.add_argument(
-        "--tasks", default="sentiment-sst2,topic-agnews-small", help="folders with {train,dev,test}.jsonl"
-    )
+    parser.add_argument("--sets", default="agnews,sgd", help="comma list of " + ", ".join(SETS))
     parser.add_argument("--rows", type=int, default=2000, help="training rows")
     parser.add_argument("--validation-rows", type=int, default=300)
     parser.add_argument("--test-rows", type=int, default=None, help="by default all")
@@ -87,84 +117,83 @@ def make_scratch(pretrained: Path, out: Path, seed: int) -> Path:
     return folder
 
 
-def compare_starts(task: str, folders: Mapping[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+def compare_starts(name: str, folders: Mapping[str, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Tune both starts, each at its own best rate, and compare their answers to the same test rows."""
-    from chinchilla_lm.metrics.resampling import mcnemar
     from chinchilla_lm.tune.comparison import compare
     from chinchilla_lm.tune.splits import read_splits
     from chinchilla_lm.tune.stages import read_predictions
 
     began = time.process_time()
-    configs = {start: choose_rate(task, start, folders[start], options) for start in STARTS}
-    records = {start: measure_once(config) for start, (config, _) in configs.items()}
-    rows = read_splits(configs["scratch"][0]).test
-    answers = {
-        start: read_predictions(Path(config.out), "after", len(rows)) or [] for start, (config, _) in configs.items()
+    chosen = {start: choose_rate(name, start, folders[start], options) for start in STARTS}
+    records = {start: measure_once(choice.config) for start, choice in chosen.items()}
+    rows = read_splits(chosen["scratch"].config).test
+    measured = {
+        start: choice.task.measure(read_predictions(Path(choice.config.out), "after", len(rows)) or [], rows)
+        for start, choice in chosen.items()
     }
-    measured = {start: measure(answers[start], rows) for start in STARTS}
     compared = compare(measured["scratch"], measured["pretrained"], draws=10_000, seed=options.seed)
-    right = [
-        [each["label"] == row["label"] for each, row in zip(answers[start], rows, strict=True)] for start in STARTS
-    ]
-    test = mcnemar(*right)
     return {
-        "task": task,
-        "rows": {name: each["used"] for name, each in records["pretrained"]["rows"].items()},
+        "set": name,
+        "metric": compared["metric"],
+        "higher_is_better": compared["higher_is_better"],
+        "rows": {split: each["used"] for split, each in records["pretrained"]["rows"].items()},
         "epochs": options.epochs,
         "method": options.method,
         "head": options.head,
         "seed": options.seed,
-        "accuracy": {start: measured[start].values["accuracy"] for start in STARTS},
-        "macro_f1": {start: measured[start].values["macro_f1"] for start in STARTS},
+        "values": {start: measured[start].value for start in STARTS},
         "intervals": dict(zip(STARTS, (compared["intervals"][stage] for stage in ("before", "after")), strict=True)),
         "difference": compared["paired"],
-        "mcnemar_p": test.p_value,
-        "untouched": (records["pretrained"]["metrics_before"] or {}).get("accuracy"),
-        "rates": {start: {"chosen": config.lr, "validation": tried} for start, (config, tried) in configs.items()},
-        "tfidf": tfidf(configs["scratch"][0]),
+        "rates": {start: {"chosen": one.config.lr, "validation": one.tried} for start, one in chosen.items()},
+        "tfidf": tfidf(chosen["scratch"].config) if SETS[name].is_classification else None,
         "cpu_seconds": time.process_time() - began,
     }
 
 
-def choose_rate(
-    task: str, start: str, model: Path, options: argparse.Namespace
-) -> tuple[TuneConfig, dict[str, float | None]]:
+def choose_rate(name: str, start: str, model: Path, options: argparse.Namespace) -> Choice:
     """Train at every rate without the test rows; the best on the validation rows, the smaller rate among equals."""
-    from chinchilla_lm.tune.config import TuneConfig
     from chinchilla_lm.tune.learning import learn
     from chinchilla_lm.tune.splits import read_splits
     from chinchilla_lm.tune.tuning import prepare_lesson
 
-    source = Path(options.data) / task
-    tried: dict[float, float] = {}
-    configs: dict[float, TuneConfig] = {}
+    found: list[tuple[float, Choice]] = []
+    tried: dict[str, float] = {}
     for rate in sorted(float(word) for word in options.rates.split(",")):
-        config = TuneConfig(
-            task="text-classification",
-            model=str(model),
-            train=str(source / "train.jsonl"),
-            validation=str(source / "dev.jsonl"),
-            test=str(source / "test.jsonl"),
-            out=str(Path(options.out) / task / f"{start}-{rate:g}"),
-            train_rows=options.rows,
-            validation_rows=options.validation_rows,
-            test_rows=options.test_rows,
-            method=options.method,
-            head=options.head,
-            lr=rate,
-            epochs=options.epochs,
-            max_tokens=options.max_tokens,
-            seed=options.seed,
-            threads=options.threads,
-        )
-        splits = read_splits(replace(config, test=None))
-        _, lesson = prepare_lesson(replace(config, test=None), splits)
+        config = make_config(name, model, Path(options.out) / name / f"{start}-{rate:g}", rate, options)
+        blind = replace(config, test=None)
+        task, lesson = prepare_lesson(blind, read_splits(blind))
         state, _ = learn(lesson)
         assert state.best_value is not None
-        tried[rate], configs[rate] = state.best_value, config
-        print(f"{task} {start} lr {rate:g}: validation {state.best_value:.4f}", file=sys.stderr, flush=True)
-    best = max(tried, key=lambda rate: (tried[rate], -rate))
-    return configs[best], {f"{rate:g}": value for rate, value in tried.items()}
+        tried[f"{rate:g}"] = state.best_value
+        sign = -1 if SETS[name].lower_is_better else 1
+        found.append((sign * state.best_value, Choice(config=config, task=task, tried=tried)))
+        print(f"{name} {start} lr {rate:g}: validation {state.best_value:.4f}", file=sys.stderr, flush=True)
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def make_config(name: str, model: Path, out: Path, rate: float, options: argparse.Namespace) -> TuneConfig:
+    from chinchilla_lm.tune.config import TuneConfig
+
+    each = SETS[name]
+    source = Path(options.data) / each.folder
+    return TuneConfig(
+        task=each.task,  # type: ignore[arg-type]
+        model=str(model),
+        train=str(source / f"train{each.ending}"),
+        validation=str(source / f"dev{each.ending}"),
+        test=str(source / f"test{each.ending}"),
+        out=str(out),
+        train_rows=options.rows,
+        validation_rows=options.validation_rows,
+        test_rows=options.test_rows,
+        method=options.method,
+        head=options.head if each.is_classification else "auto",
+        lr=rate,
+        epochs=options.epochs,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+        threads=options.threads,
+    )
 
 
 def measure_once(config: TuneConfig) -> Mapping[str, Any]:
@@ -172,13 +201,6 @@ def measure_once(config: TuneConfig) -> Mapping[str, Any]:
     from chinchilla_lm.tune.tuning import tune
 
     return tune(config).record
-
-
-def measure(answers: list[Any], rows: list[dict[str, Any]]) -> Any:
-    from chinchilla_lm.metrics.classification import measure_classification
-
-    gold = [row["label"] for row in rows]
-    return measure_classification([each["label"] for each in answers], gold, sorted({*gold}))
 
 
 def tfidf(config: TuneConfig) -> dict[str, Any] | None:
@@ -191,31 +213,27 @@ def tfidf(config: TuneConfig) -> dict[str, Any] | None:
 
 
 def show(record: Mapping[str, Any]) -> None:
-    header = ("start", "lr", "validation", "test accuracy", "95 %", "macro F1")
+    scale, unit = (1, "nats") if SETS[record["set"]].lower_is_better else (100, "points")
+    digits = ".3f" if scale == 1 else ".1f"
+    header = ("start", "lr", "validation", f"test {record['metric']}", "95 %")
     rows = []
     for start in STARTS:
         ends, rates = record["intervals"][start], record["rates"][start]
-        rows.append(
-            (
-                start,
-                f"{rates['chosen']:g}",
-                f"{100 * max(rates['validation'].values()):.1f}",
-                f"{100 * record['accuracy'][start]:.1f}",
-                f"{100 * ends['low']:.1f} to {100 * ends['high']:.1f}",
-                f"{100 * record['macro_f1'][start]:.1f}",
-            )
-        )
+        spread = f"{scale * ends['low']:{digits}} to {scale * ends['high']:{digits}}"
+        validation = scale * rates["validation"][f"{rates['chosen']:g}"]
+        value = scale * record["values"][start]
+        rows.append((start, f"{rates['chosen']:g}", f"{validation:{digits}}", f"{value:{digits}}", spread))
     if record["tfidf"]:
         ends = record["tfidf"]["interval"]
         spread = f"{100 * ends['low']:.1f} to {100 * ends['high']:.1f}"
-        rows.append(("TF-IDF", "", "", f"{100 * record['tfidf']['accuracy']:.1f}", spread, ""))
+        rows.append(("TF-IDF", "", "", f"{100 * record['tfidf']['accuracy']:.1f}", spread))
     used = record["rows"]
-    title = f"{record['task']}: {used['train']} training, {used['validation']} validation, {used['test']} test rows"
-    print_table(f"{title}, {record['epochs']:g} epochs, {record['method']}, {record['head']} head", header, rows)
-    paired = record["difference"]
+    title = f"{record['set']}: {used['train']} training, {used['validation']} validation, {used['test']} test rows"
+    print_table(f"{title}, {record['epochs']:g} epochs, {record['method']}", header, rows)
+    paired = {key: scale * record["difference"][key] for key in ("difference", "low", "high")}
     print(
-        f"pretrained - scratch: {100 * paired['difference']:+.1f} points ({100 * paired['low']:+.1f} to "
-        f"{100 * paired['high']:+.1f}), bootstrap p = {paired['p_value']:.2g}, McNemar p = {record['mcnemar_p']:.2g}; "
+        f"pretrained - scratch: {paired['difference']:+{digits}} {unit} ({paired['low']:+{digits}} to "
+        f"{paired['high']:+{digits}}), bootstrap p = {record['difference']['p_value']:.2g}; "
         f"{record['cpu_seconds']:.0f} CPU-s",
         file=sys.stderr,
     )
