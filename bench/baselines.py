@@ -1,6 +1,6 @@
 """TF-IDF + logistic regression (scikit-learn) on the very rows that a tuning saw: what a model must beat.
 
-Rows with several labels get one logistic regression a label.
+Rows with several labels get one logistic regression a label; a relation's entities are marked in its text.
 
     measure_tfidf(config) -> {"accuracy": ..., "macro_f1": ..., "settings": {...}}
     python bench/baselines.py --data DATA_FOLDER          # the table of shared/data's README figures, whole sets
@@ -25,6 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from chinchilla_lm.data.labelled import read_rows, rows_for_task
 from chinchilla_lm.metrics.classification import measure_classification, measure_multilabel
 from chinchilla_lm.metrics.measures import Measures
+from chinchilla_lm.metrics.relation import measure_relation
 from chinchilla_lm.metrics.resampling import interval
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def measure_rows(pipeline: Pipeline, train: Rows, rows: Rows) -> Measures:
     gold, said = [row["label"] for row in rows], pipeline.predict([text_of(row) for row in rows])
     known = labels_of(train)
     labels = sorted({*known, *labels_of(rows)})
+    if "head" in rows[0]:
+        return measure_relation([str(label) for label in said], gold)
     if not has_sets(train):
         return measure_classification([str(label) for label in said], gold, labels)
     sets = [[name for name, is_said in zip(known, row, strict=True) if is_said] for row in said]
@@ -101,6 +104,13 @@ def labels_of(rows: Rows) -> list[str]:
 
 
 def text_of(row: dict[str, Any]) -> str:
+    """The row's text; of a relation with a word of its own at each end of both entities."""
+    if "head" in row:
+        ends = [(row[name][side], f" {name}{side} ") for name in ("head", "tail") for side in (0, 1)]
+        text = row["text"]
+        for place, word in sorted(ends, reverse=True):
+            text = text[:place] + word + text[place:]
+        return text
     return "\n".join(row[name] for name in ("text", "text_pair") if row.get(name))
 
 

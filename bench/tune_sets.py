@@ -183,6 +183,7 @@ LINES = (
         validation=None,
         rows=(1200, 200, 1000),
         settings={"epochs": 1.5},
+        has_baseline=True,
     ),
     SQUAD,
     _also(SQUAD, "span", head="span", epochs=1.5, lr=1e-3),  # a head from scratch, as NER's
