@@ -7,9 +7,9 @@ Variants: ours; "trainer", its defaults (float32, batches padded to their longes
 and batches grouped by length. All read the same prompted texts, start with the same weights (the head's rows are the
 label words' rows of the unembedding, so that the networks are equal before the first step), take the same number of
 updates of the same number of rows with the same optimizer and schedule, and are measured on the same test rows.
-Each variant runs in its own process; rounds are interleaved. Speed is rows a second of the training alone, without
-loading, measuring and saving; the figure of a variant is its best round, for other users of a machine only ever slow a
-round down. CPU seconds are steadier there. Peak memory is the process's, and of ours includes measuring and saving.
+Each variant runs in its own process; rounds are interleaved, and every figure is the median of its rounds. Speed is
+rows a second of the training alone, without loading, measuring and saving; CPU seconds are steadier where others use
+the machine. Peak memory is the process's, and of ours includes measuring and saving.
 """
 
 from __future__ import annotations
@@ -235,11 +235,16 @@ def measure_trainer(options: argparse.Namespace) -> dict[str, Any]:
         cpu, started = time.process_time(), time.perf_counter()
         trainer.train()
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
-        predicted = trainer.predict(encode(test, labels, tokenizer, options)).predictions.argmax(-1)  # type: ignore[union-attr, arg-type]
-    right = [labels[place] == row["label"] for place, row in zip(predicted.tolist(), test, strict=True)]
-    rows = len(train) * options.epochs
+        # Its own label_ids: grouping by length reorders the rows of `predict` too, and nothing puts them back.
+        outcome = trainer.predict(encode(test, labels, tokenizer, options))  # type: ignore[arg-type]
+    right = outcome.predictions.argmax(-1) == outcome.label_ids  # type: ignore[union-attr]
+    assert len(right) == len(test), (len(right), len(test))
     return result_of(
-        rows=rows, seconds=seconds, cpu_seconds=cpu_seconds, accuracy=sum(right) / len(right), accuracy_before=None
+        rows=len(train) * options.epochs,
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        accuracy=float(right.mean()),
+        accuracy_before=None,
     )
 
 
@@ -282,11 +287,11 @@ def encode(rows: list[dict[str, str]], labels: list[str], tokenizer: Any, option
 
 
 def result_of(
-    *, rows: int, seconds: float, cpu_seconds: float | None, accuracy: float, accuracy_before: float | None
+    *, rows: int, seconds: float, cpu_seconds: float, accuracy: float, accuracy_before: float | None
 ) -> dict[str, Any]:
     return {
         "rows_per_s": rows / seconds,
-        "rows_per_cpu_s": None if cpu_seconds is None else rows / cpu_seconds,
+        "rows_per_cpu_s": rows / cpu_seconds,
         "seconds": seconds,
         "accuracy": accuracy,
         "accuracy_before": accuracy_before,
@@ -295,17 +300,11 @@ def result_of(
 
 
 def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure over the rounds that succeeded."""
     good = [record for record in records if "error" not in record]
-    if not good:
-        return {"rounds": records}
-    best = max(good, key=lambda record: record["rows_per_s"])
-    cpu = [record["rows_per_cpu_s"] for record in good if record["rows_per_cpu_s"]]
-    return {
-        **best,
-        "rows_per_cpu_s": max(cpu) if cpu else None,
-        "accuracy": statistics.mean(record["accuracy"] for record in good),
-        "rounds": records,
-    }
+    names = ("rows_per_s", "rows_per_cpu_s", "seconds", "accuracy", "peak_bytes")
+    medians = {name: statistics.median(record[name] for record in good) for name in names} if good else {}
+    return {**medians, "rounds": records}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -318,10 +317,12 @@ def show(report: dict[str, Any]) -> None:
             continue
         ours = variants.get("ours", {}).get("rows_per_s")
         ratio = f"{ours / found['rows_per_s']:.2f} x" if ours and name in peers else "–"
-        cpu = f"{found['rows_per_cpu_s']:.2f}" if found["rows_per_cpu_s"] else "–"
+        cpu = f"{found['rows_per_cpu_s']:.2f}"
         memory = f"{found['peak_bytes'] / 2**30:.2f} GiB"
         rows.append((name, f"{found['rows_per_s']:.2f}", cpu, memory, f"{found['accuracy']:.3f}", ratio))
-    title = f"{report['method']}, {report['train_rows']} rows, {report['machine']['threads']} threads"
+    rounds = max(len(found["rounds"]) for found in variants.values())
+    title = f"{report['method']}, {report['train_rows']} rows, {report['machine']['threads']} threads, "
+    title += f"medians of {rounds} rounds"
     print_table(title, ("variant", "rows/s", "rows/CPU-s", "peak", "accuracy", "ours is"), rows)
 
 

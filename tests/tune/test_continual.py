@@ -160,3 +160,27 @@ def test_what_cannot_be_continued_is_refused(first_run, tmp_path):
             continue_tuning(Path(run), config)
     with pytest.raises(ConfigError, match="replay"):
         continue_tuning(Path(first_run.out), first_run, settings=ContinueSettings(replay=2.0))
+
+
+def test_a_generative_task_goes_on_by_the_choice_that_its_first_run_went_by(tiny_folder, tmp_path):
+    rows = write_jsonl(tmp_path / "pairs.jsonl", [{"source": "good books", "target": "你好"}] * 4)
+    config = TuneConfig(
+        task="translation",
+        model=str(tiny_folder("qwen3")),
+        train=rows,
+        validation=rows,
+        test=rows,
+        out=str(tmp_path / "first"),
+        steps=2,
+        rows=4,
+        dtype="float32",
+        max_new_tokens=3,
+        bootstrap_draws=100,
+    )
+    tune(config)
+    continue_tuning(Path(config.out), replace(config, out=str(tmp_path / "second")))
+    for name in ("first", "second"):
+        lines = [json.loads(line) for line in (tmp_path / name / "records.jsonl").read_text().splitlines()]
+        chosen = [line for line in lines if line["schema"] == "evaluation/1"]
+        assert chosen
+        assert all(line["value"] == line["metrics"]["choice"] for line in chosen), name

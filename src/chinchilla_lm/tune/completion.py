@@ -16,23 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ConfigError
-from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.completion_tokens import IGNORED, EncodedPair, PairEncoder
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.generative import (
     MAX_TOKENS,
     PRIMARY,
-    AnswerRequest,
     AnswerTexts,
-    choose_rows,
-    predict_answers,
     settle_writing,
+)
+from chinchilla_lm.tune.generative_methods import (
+    measure_texts,
+    no_head,
+    predict_texts,
+    predict_untouched,
     validate_answers,
 )
 from chinchilla_lm.tune.packing import pack_examples, packed_token_losses, packing_obstacle
 from chinchilla_lm.tune.prompts_generative import make_template, script_of, stop_texts
-from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
+from chinchilla_lm.tune.task import Item, Row, TunedModel, refuse_unusable
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
@@ -85,6 +87,11 @@ class CompletionTask:
 
     hub_class = "AutoModelForCausalLM"
     labels: tuple[str, ...] = ()
+    make_head = no_head
+    predict = predict_texts
+    validate = validate_answers
+    measure = measure_texts
+    zero_shot = predict_untouched
 
     def __init__(self, config: TuneConfig, texts: AnswerTexts, train_rows: Sequence[Row], backbone: Backbone) -> None:
         """Measures the training answers to know how long a written one may become."""
@@ -126,50 +133,19 @@ class CompletionTask:
         """Sum of the completion tokens' losses, nats, and their number."""
         return completion_objective(model, batch)
 
-    def make_head(self, backbone: Backbone) -> nn.Module | None:
-        """None: the model's own unembedding writes."""
-        del backbone
-
-    def predict(
-        self,
-        model: TunedModel,
-        rows: Sequence[Row],
-        progress: Progress | None = None,
-        *,
-        most_written: int | None = None,
-    ) -> list[Prediction]:
-        """Price the given answers of all rows, and write the model's own to `most_written` of them (None: all).
-
-        Returns:
-            For each row "text" (None where none was written), and of the given answer "loss" (nats, summed), "tokens",
-            "bytes".
-        """
-        request = AnswerRequest(
-            given=[self.texts.answers(row)[0] for row in rows],
-            items=self.encode(rows, is_training=False),
-            losses_of=lambda batch: item_losses(model.backbone, batch),
-            prompts={index: self._prompt_ids(rows[index]) for index in choose_rows(len(rows), most_written)},
-            stops=self.texts.stops,
-            read=lambda index, text: self.texts.read(text, rows[index]),
-        )
-        return predict_answers(model.backbone, request, self.writing, progress)
-
-    def validate(self, model: TunedModel, rows: Sequence[Row]) -> Measures:
-        """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
-        return validate_answers(self, model, rows)
-
-    def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
-        """The task's measures of what was written, and loss, perplexity and bits per byte of the given answers."""
-        return self.texts.measure(predictions, rows)
-
-    def zero_shot(self, backbone: Backbone, rows: Sequence[Row]) -> list[Prediction] | None:
-        """The untouched model by the same prompt, stops and length."""
-        return self.predict(TunedModel(backbone, None), rows)
-
     def describe(self) -> dict[str, Any]:
         """Template, stops, lengths, and what was cut from the training rows."""
         limits = {"max_tokens": self.max_tokens, "is_packed": self.is_packed} | self.writing.describe()
         return self.texts.describe() | limits | self.cut_counts
+
+    def prompt_ids(self, row: Row) -> list[int]:
+        """Tokens after which the model writes its answer, room for that left."""
+        room = min(self.writing.max_tokens, self.max_tokens - 1)
+        return self.encoder.encode_prompt(self.texts.prompt(row), self._shortener(row), room)
+
+    def losses_of(self, backbone: Backbone, items: Sequence[Item]) -> np.ndarray[Any, Any]:
+        """Summed loss of each item, nats, float64 (b), without gradient."""
+        return item_losses(backbone, items)
 
     def _encode_row(self, row: Row) -> list[EncodedPair]:
         prompt, completion = self.texts.prompt(row), self.texts.completion(row)
@@ -177,10 +153,6 @@ class CompletionTask:
             return split_text(self.encoder, completion)
         pair = self.encoder.encode(prompt, completion, self._shortener(row))
         return [] if pair is None else [pair]
-
-    def _prompt_ids(self, row: Row) -> list[int]:
-        room = min(self.writing.max_tokens, self.max_tokens - 1)
-        return self.encoder.encode_prompt(self.texts.prompt(row), self._shortener(row), room)
 
     def _shortener(self, row: Row) -> Any:
         template = self.texts.template

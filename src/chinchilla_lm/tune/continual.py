@@ -50,11 +50,12 @@ from chinchilla_lm.tune.stages import (
     claim_folder,
     make_record,
     make_teller,
+    predict_before,
     predict_rows,
-    read_predictions,
+    validate_rows,
     write_predictions,
 )
-from chinchilla_lm.tune.task import Prediction, Task, TunedModel
+from chinchilla_lm.tune.task import Task, TunedModel
 from chinchilla_lm.tune.tuning import TuneResult
 
 _SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -95,7 +96,7 @@ def continue_tuning(
     parent = load_tuned(run)
     lesson, task, splits = _make_lesson(parent, config, settings)
     display.stage("before", f"{len(splits.test)} {splits.evaluated_on} rows, the old model")
-    before = _predict_before(task, lesson.model, splits, folder, display)
+    before = predict_before(folder, splits.test, lambda: predict_rows(task, lesson.model, splits.test, display))
     start = {name: p.detach().clone() for name, p in lesson.model.named_parameters() if p.requires_grad}
     if settings.pull:
         _pull_back(lesson, start, settings.pull)
@@ -208,9 +209,6 @@ def _make_lesson(parent: LoadedRun, config: TuneConfig, settings: ContinueSettin
     optimizer = make_optimizer(choose_parameters(model, resolved), resolved)
     torch.manual_seed(resolved.seed)
 
-    def validate() -> Measures:
-        return _measure(task, model, validation)
-
     splits.counts["replayed"] = {"used": len(replayed), "available": len(old_rows)}
     lesson = Lesson(
         config=resolved,
@@ -218,21 +216,12 @@ def _make_lesson(parent: LoadedRun, config: TuneConfig, settings: ContinueSettin
         optimizer=optimizer,
         batches=batches,
         objective=task.objective,
-        validate=validate,
+        validate=lambda: validate_rows(task, model, validation),
         folder=Path(config.out),
         fingerprint=f"{config.fingerprint()}-{sha256_file(parent.folder / 'tune.json')[:8]}-{settings}",
         validates_start=True,
     )
     return lesson, task, splits
-
-
-def _predict_before(task: Task, model: TunedModel, splits: Splits, folder: Path, display: Display) -> list[Prediction]:
-    written = read_predictions(folder, "before", len(splits.test))
-    if written is not None:
-        return written
-    before = predict_rows(task, model, splits.test, display)
-    write_predictions(folder, "before", splits.test, before)
-    return before
 
 
 def _pull_back(lesson: Lesson, start: dict[str, Tensor], pull: float) -> None:

@@ -28,8 +28,8 @@ from chinchilla_lm.tune.generative import (
     measure_answers_written,
     predict_answers,
     settle_writing,
-    validate_answers,
 )
+from chinchilla_lm.tune.generative_methods import no_head, predict_untouched, validate_answers
 from chinchilla_lm.tune.prompts_generative import script_of
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
 
@@ -62,6 +62,9 @@ class DialogueTask:
     hub_class = "AutoModelForCausalLM"
     primary = PRIMARY["dialogue"]
     labels: tuple[str, ...] = ()
+    make_head = no_head
+    validate = validate_answers
+    zero_shot = predict_untouched
 
     def __init__(self, config: TuneConfig, train_rows: Sequence[Row], backbone: Backbone) -> None:
         """Gives the tokenizer a template if it has none, and measures the training replies."""
@@ -99,10 +102,6 @@ class DialogueTask:
         """Sum of the assistant's tokens' losses, nats, and their number."""
         return completion_objective(model, batch)
 
-    def make_head(self, backbone: Backbone) -> nn.Module | None:
-        """None: the model's own unembedding writes."""
-        del backbone
-
     def predict(
         self,
         model: TunedModel,
@@ -130,10 +129,6 @@ class DialogueTask:
         predictions = predict_answers(model.backbone, request, self.writing, progress)
         return [{"text": one["text"], "turn": turn} | one for one, turn in zip(predictions, turns, strict=True)]
 
-    def validate(self, model: TunedModel, rows: Sequence[Row]) -> Measures:
-        """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
-        return validate_answers(self, model, rows)
-
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """Loss of all assistant turns; chrF and BLEU of the written replies, and how varied they are."""
         gold = [
@@ -141,10 +136,6 @@ class DialogueTask:
             for prediction, row in zip(predictions, rows, strict=True)
         ]
         return measure_answers_written(predictions, gold, self.name, self.language)
-
-    def zero_shot(self, backbone: Backbone, rows: Sequence[Row]) -> list[Prediction] | None:
-        """The untouched model by the same chat template."""
-        return self.predict(TunedModel(backbone, None), rows)
 
     def describe(self) -> dict[str, Any]:
         """The chat template and whose it is, lengths, and what was left out of the training rows."""

@@ -4,7 +4,7 @@
     loss of the accepted answer, nats, by batches     `price_answers`: teacher-forced, no logits kept
     what the model writes itself, cut at stops        `write_answers`
     the two above, for all rows                       `predict_answers`, asked by an `AnswerRequest`
-    both against the accepted answers                 `measure_answers_written`, `validate_answers`
+    both against the accepted answers                 `measure_answers_written`; for validation `choice_of` it
 
 Perplexity says how well the model knows the given answers, the task's measure what it writes without them: the first is
 cheap and taken of all rows, the second of as many rows as asked for. Axes: b rows, t positions.
@@ -24,7 +24,7 @@ from chinchilla_lm.metrics.measures import Measures, merge
 from chinchilla_lm.tune.completion_tokens import end_token_id
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.prompts_generative import NO_ANSWER, PromptTemplate, answers_of
-from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel
+from chinchilla_lm.tune.task import Item, Prediction, Progress, Row
 from chinchilla_lm.tune.writing import Writing, make_writer, writing_of
 
 if TYPE_CHECKING:
@@ -162,12 +162,6 @@ def predict_answers(
         }
         for index, given in enumerate(request.given)
     ]
-
-
-def validate_answers(task: Any, model: TunedModel, rows: Sequence[Row]) -> Measures:
-    """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
-    predictions = task.predict(model, rows, most_written=validation_written(task.name))
-    return choice_of(task.measure(predictions, rows))
 
 
 def price_answers(

@@ -17,20 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ConfigError
-from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.completion_tokens import IGNORED, end_token_id
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.generative import (
     MAX_TOKENS,
     PRIMARY,
-    AnswerRequest,
     AnswerTexts,
-    choose_rows,
-    predict_answers,
     settle_writing,
+)
+from chinchilla_lm.tune.generative_methods import (
+    measure_texts,
+    no_head,
+    predict_texts,
+    predict_untouched,
     validate_answers,
 )
-from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
+from chinchilla_lm.tune.task import Item, Row, TunedModel, refuse_unusable
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.backbone import Backbone
@@ -41,6 +43,11 @@ class Seq2SeqTask:
 
     hub_class = "AutoModelForSeq2SeqLM"
     labels: tuple[str, ...] = ()
+    make_head = no_head
+    predict = predict_texts
+    validate = validate_answers
+    measure = measure_texts
+    zero_shot = predict_untouched
 
     def __init__(self, config: TuneConfig, texts: AnswerTexts, train_rows: Sequence[Row], backbone: Backbone) -> None:
         """Measures the training answers to know how long a written one may become."""
@@ -62,7 +69,7 @@ class Seq2SeqTask:
         items, cut = [], {"prompts_cut": 0, "answers_cut": 0}
         refused = []
         for index, row in enumerate(rows):
-            ids, is_prompt_cut = self._prompt_ids(row)
+            ids, is_prompt_cut = self._cut_prompt(row)
             answer = self._answer_ids(row)
             if not ids or not answer:
                 refused.append(index)
@@ -89,47 +96,23 @@ class Seq2SeqTask:
         losses_bu = model.backbone.token_losses(ids_bt, targets_bu, lengths_b)
         return losses_bu.sum(dtype=torch.float32), int((targets_bu != IGNORED).sum())
 
-    def make_head(self, backbone: Backbone) -> nn.Module | None:
-        """None: the model's own output matrix writes."""
-        del backbone
-
-    def predict(
-        self,
-        model: TunedModel,
-        rows: Sequence[Row],
-        progress: Progress | None = None,
-        *,
-        most_written: int | None = None,
-    ) -> list[Prediction]:
-        """As `completion.CompletionTask.predict`."""
-        request = AnswerRequest(
-            given=[self.texts.answers(row)[0] for row in rows],
-            items=self.encode(rows, is_training=False),
-            losses_of=lambda batch: self._item_losses(model.backbone, batch),
-            prompts={index: self._prompt_ids(rows[index])[0] for index in choose_rows(len(rows), most_written)},
-            stops=self.texts.stops,
-            read=lambda index, text: self.texts.read(text, rows[index]),
-        )
-        return predict_answers(model.backbone, request, self.writing, progress)
-
-    def validate(self, model: TunedModel, rows: Sequence[Row]) -> Measures:
-        """What chooses the best checkpoint: losses of all rows, and written answers to some of them."""
-        return validate_answers(self, model, rows)
-
-    def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
-        """The task's measures of what was written, and loss, perplexity and bits per byte of the given answers."""
-        return self.texts.measure(predictions, rows)
-
-    def zero_shot(self, backbone: Backbone, rows: Sequence[Row]) -> list[Prediction] | None:
-        """The untouched model by the same prompt."""
-        return self.predict(TunedModel(backbone, None), rows)
-
     def describe(self) -> dict[str, Any]:
         """Template, lengths, and what was cut from the training rows."""
         limits = {"max_tokens": self.max_tokens} | self.writing.describe()
         return self.texts.describe() | limits | self.cut_counts
 
-    def _prompt_ids(self, row: Row) -> tuple[list[int], bool]:
+    def prompt_ids(self, row: Row) -> list[int]:
+        """Tokens of the prompt, for the encoder."""
+        return self._cut_prompt(row)[0]
+
+    def losses_of(self, backbone: Backbone, items: Sequence[Item]) -> np.ndarray[Any, Any]:
+        """Summed loss of each item, nats, float64 (b), without gradient."""
+        ids_bt, lengths_b, targets_bu = (torch.from_numpy(array).to(backbone.device) for array in self.collate(items))
+        with torch.no_grad():
+            losses_bu = backbone.token_losses(ids_bt, targets_bu, lengths_b)
+        return losses_bu.double().sum(1).cpu().numpy()
+
+    def _cut_prompt(self, row: Row) -> tuple[list[int], bool]:
         """Tokens of the prompt and whether it was cut: the long field loses its end; without one, the prompt does."""
         template = self.texts.template
         ids = self._encoded(self.texts.prompt(row))
@@ -150,12 +133,6 @@ class Seq2SeqTask:
 
     def _encoded(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])  # type: ignore[arg-type]
-
-    def _item_losses(self, backbone: Backbone, items: Sequence[Item]) -> np.ndarray[Any, Any]:
-        ids_bt, lengths_b, targets_bu = (torch.from_numpy(array).to(backbone.device) for array in self.collate(items))
-        with torch.no_grad():
-            losses_bu = backbone.token_losses(ids_bt, targets_bu, lengths_b)
-        return losses_bu.double().sum(1).cpu().numpy()
 
 
 def collate_pairs(items: Sequence[Item], filler: int) -> tuple[np.ndarray[Any, Any], ...]:

@@ -22,6 +22,7 @@ from chinchilla_lm import __version__
 from chinchilla_lm.core.config import dump_toml, load_toml
 from chinchilla_lm.core.errors import CheckpointError
 from chinchilla_lm.core.files import write_json, write_text
+from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.train.loop import StepRecord
 from chinchilla_lm.tune.comparison import calibration_of, changed_examples, compare, prediction_lines
 from chinchilla_lm.tune.config import TuneConfig
@@ -103,6 +104,36 @@ def make_teller(display: Display, config: TuneConfig) -> Callable[[StepRecord, f
     return tell
 
 
+def validate_rows(task: Task, model: TunedModel, rows: Sequence[Row]) -> Measures:
+    """Measure a model on validation rows, in evaluation mode, as early stopping goes by it.
+
+    A task's own `validate` decides where it has one: generative tasks price all rows and write answers to some of them.
+    """
+    model.eval()
+    with torch.no_grad():
+        own = getattr(task, "validate", None)
+        return task.measure(task.predict(model, rows), rows) if own is None else own(model, rows)
+
+
+def predict_before(
+    folder: Path, rows: Sequence[Row], ask: Callable[[], list[Prediction] | None]
+) -> list[Prediction] | None:
+    """Read what an interrupted run has written of the model before training; else ask it, and write that.
+
+    Args:
+        folder: the run directory.
+        rows: asked about.
+        ask: one prediction a row; None where the task has no answer before training.
+    """
+    written = read_predictions(folder, "before", len(rows))
+    if written is not None:
+        return written
+    predictions = ask()
+    if predictions is not None:
+        write_predictions(folder, "before", rows, predictions)
+    return predictions
+
+
 def write_predictions(folder: Path, name: str, rows: Sequence[Row], predictions: Sequence[Prediction]) -> None:
     """Write folder/predictions/NAME.jsonl, one line a row."""
     lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in prediction_lines(rows, predictions))
@@ -167,21 +198,25 @@ def make_record(
         "examples_changed": examples,
         "changed_counts": counts,
         "calibration": {name: found for name, found in calibration.items() if found is not None},
-        "cost": {
-            "seconds": state.elapsed_seconds,
-            "train_seconds": state.train_seconds,
-            "targets": state.tokens,
-            "updates": state.step,
-            "tokens": lesson.batches.tokens_until(state.step),
-            "trainable_parameters": sum(p.numel() for p in lesson.model.parameters() if p.requires_grad),
-            "peak_rss_bytes": peak_rss_bytes(),
-        },
+        "cost": _cost(lesson, state),
         "warnings": list(warnings),
         "describe": described,
     }
 
 
-def peak_rss_bytes() -> int:
+def _cost(lesson: Lesson, state: Progressed) -> dict[str, Any]:
+    return {
+        "seconds": state.elapsed_seconds,
+        "train_seconds": state.train_seconds,
+        "targets": state.tokens,
+        "updates": state.step,
+        "tokens": lesson.batches.tokens_until(state.step),
+        "trainable_parameters": sum(p.numel() for p in lesson.model.parameters() if p.requires_grad),
+        "peak_rss_bytes": _peak_rss_bytes(),
+    }
+
+
+def _peak_rss_bytes() -> int:
     """The most memory this process has held; Linux counts in KiB, macOS in bytes."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

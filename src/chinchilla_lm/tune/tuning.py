@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from chinchilla_lm.core.files import read_json, sha256_file, write_json
-from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.backbone import Backbone, load_backbone
 from chinchilla_lm.tune.batches import TaskBatches
 from chinchilla_lm.tune.config import TuneConfig
@@ -34,8 +33,9 @@ from chinchilla_lm.tune.stages import (
     claim_folder,
     make_record,
     make_teller,
+    predict_before,
     predict_rows,
-    read_predictions,
+    validate_rows,
     write_predictions,
 )
 from chinchilla_lm.tune.task import Prediction, Task, TunedModel, make_task
@@ -82,7 +82,8 @@ def tune(config: TuneConfig, display: Display | None = None) -> TuneResult:
     splits = read_splits(config)
     run, backbone = _prepare(config, splits)
     display.stage("before", f"{len(splits.test)} {splits.evaluated_on} rows, the untouched model")
-    before = _evaluate_before(run, backbone, splits, folder, display)
+    before = predict_before(folder, splits.test, lambda: _ask_untouched(run.task, backbone, splits))
+    display.advance(1.0, None, None)
     model, lesson = _make_lesson(run, backbone, splits, has_start=before is not None)
     display.stage("tune", f"{len(splits.train)} rows, {lesson.config.steps} updates, {config.method}")
     state, warnings = learn(lesson, make_teller(display, lesson.config))
@@ -132,21 +133,11 @@ def _prepare(config: TuneConfig, splits: Splits) -> tuple[_Run, Backbone]:
     return _Run(config=resolved, reasons=reasons, task=task), backbone
 
 
-def _evaluate_before(
-    run: _Run, backbone: Backbone, splits: Splits, folder: Path, display: Display
-) -> list[Prediction] | None:
-    """Ask the untouched model; an answer that an interrupted run has written is read again."""
-    written = read_predictions(folder, "before", len(splits.test))
-    if written is not None:
-        return written
+def _ask_untouched(task: Task, backbone: Backbone, splits: Splits) -> list[Prediction] | None:
     assert isinstance(backbone, torch.nn.Module)
     backbone.eval()
     with torch.no_grad():
-        predictions = run.task.zero_shot(backbone, splits.test)
-    display.advance(1.0, None, None)
-    if predictions is not None:
-        write_predictions(folder, "before", splits.test, predictions)
-    return predictions
+        return task.zero_shot(backbone, splits.test)
 
 
 def _make_lesson(run: _Run, backbone: Backbone, splits: Splits, *, has_start: bool) -> tuple[TunedModel, Lesson]:
@@ -164,12 +155,6 @@ def _make_lesson(run: _Run, backbone: Backbone, splits: Splits, *, has_start: bo
     optimizer = make_optimizer(choose_parameters(model, config), config)
     torch.manual_seed(config.seed)  # dropout does not depend on how many draws the head took
 
-    def validate() -> Measures:
-        own = getattr(task, "validate", None)  # generative tasks price all rows, and write answers to some of them
-        if own is not None:
-            return own(model, splits.validation)
-        return task.measure(task.predict(model, splits.validation), splits.validation)
-
     folder = Path(config.out)
     return model, Lesson(
         config=config,
@@ -177,7 +162,7 @@ def _make_lesson(run: _Run, backbone: Backbone, splits: Splits, *, has_start: bo
         optimizer=optimizer,
         batches=batches,
         objective=task.objective,
-        validate=validate,
+        validate=lambda: validate_rows(task, model, splits.validation),
         folder=folder,
         fingerprint=f"{config.weights_fingerprint()}-{_model_name(config)}",
         validates_start=has_start,
