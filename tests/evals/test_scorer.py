@@ -154,3 +154,12 @@ def test_the_boundary_splits_the_joint_tokens(scorer, tokenizer, text, continuat
     own = tokenizer.encode(text).ids
     if pair.text != (0,):
         assert list(pair.text) == own[: len(pair.text)]
+
+
+def test_many_continuations_of_one_text_are_shared_out_over_the_slots_and_priced_as_alone(scorer):
+    continuations = [f" {first} {second}" for first in ("the", "a", "no") for second in ("sea", "cook", "ship", "said")]
+    together = scorer.score([("", own) for own in continuations])
+    for own, score in zip(continuations, together, strict=True):
+        alone = scorer.score([("", own)])[0]
+        assert score.tokens == alone.tokens
+        assert score.logprob == pytest.approx(alone.logprob, abs=1e-4)

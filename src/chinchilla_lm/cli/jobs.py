@@ -46,6 +46,14 @@ class StudyOptions:
     """Part of the budget for the sweep."""
     least_rung_flops: float = 3e11
     """The cheapest rung wanted; below 1e12 the forecast is rough."""
+    suite: tuple[str, ...] = ()
+    """Ask every model of the sweep and the final one a suite, and forecast its accuracy: blimp, lambada ... (as in
+    eval), or own-words, which of eight words of the held-out text comes next; may be repeated. By default own-words,
+    where it costs at most 2 % of the budget; none for none."""
+    suite_data: Path | None = None
+    """A folder with the suites' files; the Hugging Face hub otherwise."""
+    suite_items: int = 500
+    """At most so many items of each suite."""
     json: JsonFlag = False
     """Print one JSON document on stdout."""
 
@@ -156,8 +164,8 @@ def default_run_directory(corpus: tuple[str, ...], budget: str) -> Path:
 def _study_config(options: StudyOptions) -> Any:
     from chinchilla_lm.study.request import StudyConfig
 
-    words = {name: value for name, value in vars(options).items() if name not in ("out", "json")}
-    return StudyConfig(**words)
+    words = {name: value for name, value in vars(options).items() if name not in ("out", "json", "suite_data")}
+    return StudyConfig(**words, suite_data="" if options.suite_data is None else str(options.suite_data))
 
 
 def _display() -> Any:
@@ -184,7 +192,22 @@ def _run_json(result: Any) -> dict[str, Any]:
         "predicted": {name: forecast[name] for name in ("loss", "low", "high", "level", "established")},
         "actual": {"loss": evaluation["loss"], "loss_se": evaluation["loss_se"]},
         "bits_per_byte": evaluation["bits_per_byte"],
+        "tasks": evaluation.get("tasks", {}),
     }
+
+
+def _task_lines(tasks: dict[str, Any]) -> list[str]:
+    """Say what the model scored, a line a suite."""
+    lines: list[str] = []
+    for name, found in tasks.items():
+        own = 100 * found["standard_error"]
+        line = f"{name:12} {100 * found['accuracy']:.1f} % right (+- {own:.1f}, chance {100 * found['chance']:.1f})"
+        if "predicted" in found:
+            made, verdict = found["predicted"], "inside" if found["inside"] else "OUTSIDE"
+            line += f"; predicted {100 * made['accuracy']:.1f}, {100 * made['low']:.1f} to {100 * made['high']:.1f}: "
+            line += verdict
+        lines.append(line)
+    return lines
 
 
 def _print_result(result: Any) -> None:
@@ -197,6 +220,7 @@ def _print_result(result: Any) -> None:
         f"{forecast['low']:.4f} to {forecast['high']:.4f}",
         f"actual       {evaluation['loss']:.4f}: {verdict}, error {evaluation['error_percent']:+.2f} %",
         f"             {evaluation['bits_per_byte']:.4f} bits per byte on held-out text",
+        *_task_lines(evaluation.get("tasks", {})),
         f"spent        {format_seconds(result.seconds_spent)}, {format_flops(result.flops_spent)}",
         f"model folder {result.run_dir / 'model'}",
         f"report       {result.run_dir / 'report.html'}",

@@ -9,7 +9,7 @@ read once and copied from slot to slot. It never renders prompts or judges them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,11 +105,12 @@ class Scorer:
         for number, pair in enumerate(pairs):
             by_text.setdefault(pair.text, {}).setdefault(pair.continuation, []).append(number)
         scores: list[Score | None] = [None] * len(pairs)
-        texts = sorted(by_text)  # neighbours share most of their beginning, which a slot then holds already
-        for first in range(0, len(texts), self.engine.slots):
-            chunk = texts[first : first + self.engine.slots]
+        readings = _share_out(by_text, self.engine.slots)
+        for first in range(0, len(readings), self.engine.slots):
+            chunk = readings[first : first + self.engine.slots]
             done = 0
-            for text, continuation, logprob, is_greedy in self._score_texts(chunk, [tuple(by_text[t]) for t in chunk]):
+            texts, continuations = [text for text, _ in chunk], [own for _, own in chunk]
+            for text, continuation, logprob, is_greedy in self._score_texts(texts, continuations):
                 for number in by_text[text][continuation]:
                     pair = pairs[number]
                     scores[number] = Score(
@@ -201,6 +202,21 @@ class Scorer:
             (math.fsum(part.tolist()), bool(is_greedy.all()))
             for part, is_greedy in zip(logprobs_w.split(lengths), greedy_w.split(lengths), strict=True)
         ]
+
+
+def _share_out(
+    by_text: Mapping[tuple[int, ...], Iterable[tuple[int, ...]]], slots: int
+) -> list[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]:
+    """Texts in order with their continuations; few texts of many (minimal pairs: one, the empty) take several slots.
+
+    Neighbours share most of their beginning, which a slot then holds already.
+    """
+    readings: list[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]] = []
+    for text in sorted(by_text):
+        own = tuple(by_text[text])
+        parts = min(max(1, slots // len(by_text)), len(own))
+        readings += [(text, own[part::parts]) for part in range(parts)]
+    return readings
 
 
 def _runs(texts: Sequence[tuple[int, ...]]) -> Iterable[tuple[int, int]]:

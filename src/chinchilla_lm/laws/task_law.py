@@ -17,8 +17,8 @@ Gadre et al. 2024 "Language models scale reliably with over-training and on down
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal, cast
 
@@ -32,6 +32,7 @@ Floats = npt.NDArray[np.float64]
 _scipy = cast(Any, optimize)
 Form = Literal["logistic", "exponential"]
 FORMS: tuple[Form, ...] = ("logistic", "exponential")
+SCHEMA = "task_law/1"
 LEAST_RUNS = 4
 """Two parameters and a scatter."""
 DRAWS = 20_000
@@ -108,6 +109,33 @@ class TaskLaw:
     highest_loss: float
     runs: tuple[TaskRun, ...]
     warnings: tuple[str, ...]
+
+    def accuracy(self, loss: float) -> float:
+        """The forms' accuracies at a loss, mixed by their weights: the law's line in a figure."""
+        return sum(fit.weight * fit.accuracy(loss, self.chance) for fit in self.fits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values: schema task_law/1."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> TaskLaw:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            FitError: a field is missing or is no number.
+        """
+        try:
+            return cls(
+                chance=float(record["chance"]),
+                fits=tuple(_form_fit(fit) for fit in record["fits"]),
+                lowest_loss=float(record["lowest_loss"]),
+                highest_loss=float(record["highest_loss"]),
+                runs=tuple(TaskRun(**run) for run in record["runs"]),
+                warnings=tuple(map(str, record["warnings"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FitError(f"the record holds no law of a task ({error!r}); fit it again") from None
 
     def forecast(
         self,
@@ -236,6 +264,20 @@ def hold_out_best(runs: Sequence[TaskRun], *, chance: float, level: float = 0.9)
     best = ordered[-1]
     law = fit_task_law(ordered[:-1], chance=chance)
     return law.forecast(best.loss, standard_error=best.standard_error, level=level), best.accuracy
+
+
+def _form_fit(record: Mapping[str, Any]) -> FormFit:
+    if record["form"] not in FORMS:
+        raise ValueError(f"form {record['form']!r}")
+    (slope_slope, slope_middle), (middle_slope, middle_middle) = record["covariance"]
+    return FormFit(
+        form=record["form"],
+        slope=float(record["slope"]),
+        middle=float(record["middle"]),
+        covariance=((float(slope_slope), float(slope_middle)), (float(middle_slope), float(middle_middle))),
+        scatter=float(record["scatter"]),
+        weight=float(record["weight"]),
+    )
 
 
 def _two_sided(draws: np.random.Generator, below: float, above: float, level: float) -> Floats:

@@ -36,6 +36,7 @@ class RunDirectory:
     environment = property(lambda self: self.path / "env.json")
     prepared = property(lambda self: self.path / "data")
     sweep = property(lambda self: self.path / "sweep")
+    suites = property(lambda self: self.path / "suites")
     design = property(lambda self: self.path / "sweep" / "design.json")
     trials = property(lambda self: self.path / "sweep" / "records.jsonl")
     registry = property(lambda self: self.path / "sweep" / "registry.sqlite")

@@ -13,6 +13,7 @@ from chinchilla_lm.core.files import explain_os_error, read_json, write_json, wr
 from chinchilla_lm.data.loader import HeldOut
 from chinchilla_lm.data.manifest import Manifest
 from chinchilla_lm.data.tokenizer import load_tokenizer
+from chinchilla_lm.evals.item_sets import read_item_sets, score_item_sets
 from chinchilla_lm.evals.perplexity import evaluate
 from chinchilla_lm.generate.completion import generate
 from chinchilla_lm.generate.sampling import Sampling
@@ -20,7 +21,9 @@ from chinchilla_lm.model.compiling import compile_blocks
 from chinchilla_lm.model.huggingface import load_model, save_model
 from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.report.card import model_card
+from chinchilla_lm.study.asking import asking_flops
 from chinchilla_lm.study.directory import RunDirectory
+from chinchilla_lm.study.tasks import judge_tasks
 
 _SAMPLE_TOKENS = 160
 _SAMPLE_PROMPT_TOKENS = 24
@@ -32,8 +35,8 @@ _CHECK_WINDOWS = 64
 _DRAFT_SHARE, _LARGEST_DRAFT_SHARE = 0.1, 0.5
 
 
-def export_and_evaluate(directory: RunDirectory, model: Transformer, manifest: Manifest, heldout: HeldOut) -> None:
-    """Write model/ and eval.json.
+def export_and_evaluate(directory: RunDirectory, model: Transformer, manifest: Manifest, heldout: HeldOut) -> float:
+    """Write model/ and eval.json; return the FLOPs that asking the suites took.
 
     Args:
         directory: of the run; it has forecast.json.
@@ -43,6 +46,8 @@ def export_and_evaluate(directory: RunDirectory, model: Transformer, manifest: M
     """
     save_model(model, directory.model, tokenizer_folder=manifest.tokenizer_folder)
     saved = load_model(directory.model)
+    item_sets = read_item_sets(directory.suites)
+    measured = score_item_sets(saved, item_sets, manifest.tokenizer_folder)
     compile_blocks(saved)
     result = evaluate(saved, heldout)
     made = read_json(directory.forecast)
@@ -54,10 +59,12 @@ def export_and_evaluate(directory: RunDirectory, model: Transformer, manifest: M
             "predicted": {name: made[name] for name in ("loss", "low", "high")},
             "inside": made["low"] <= result.loss <= made["high"],
             "error_percent": 100 * (made["loss"] / result.loss - 1),
+            "tasks": judge_tasks(measured, made),
             "samples": _samples(saved, manifest, heldout),
             "transformers_check": _check_with_transformers(directory, saved, heldout),
         },
     )
+    return asking_flops(item_sets, model.shape)
 
 
 def keep_draft(directory: RunDirectory, params_total: int) -> Path | None:

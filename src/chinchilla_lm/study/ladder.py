@@ -78,6 +78,7 @@ def design_ladder(
     sweep_share: float,
     least_rung_flops: float,
     shape_near: Callable[[float], ModelShape],
+    asking_tokens: float = 0.0,
 ) -> Ladder:
     """Choose the rungs that a share of the budget pays for.
 
@@ -88,6 +89,7 @@ def design_ladder(
         sweep_share: part of what is left that the sweep may take.
         least_rung_flops: the cheapest rung wanted; a slow machine or a small budget may have one down to a tenth of it.
         shape_near: the shape of about so many matmul parameters.
+        asking_tokens: what asking a ladder model the suites costs, in tokens of its training.
 
     Returns:
         The ladder; its notes say what is missing for a sharp forecast.
@@ -102,7 +104,12 @@ def design_ladder(
     final_flops = _final_flops(allowance, left * (1 - sweep_share), speeds, shape_near)
     least = least_rung_flops
     top = max(final_flops * TOP_FRACTION, least * RUNG_SPACING)
-    while (cost := _cost(_rungs(top, least), sizes, allowance, speeds, shape_near)) > sweep_share * left:
+
+    def cost_of(rungs: Sequence[float]) -> float:
+        training = _cost(rungs, sizes, allowance, speeds, shape_near)
+        return training + asking_cost(rungs, sizes, allowance, speeds, shape_near, asking_tokens)
+
+    while (cost := cost_of(_rungs(top, least))) > sweep_share * left:
         top *= 0.95
         least = min(least, top / RUNG_SPACING)
         if least < least_rung_flops / 10:
@@ -116,6 +123,46 @@ def design_ladder(
             "a longer budget makes it sharp",
         )
     return Ladder(rung_flops=rungs, sizes_per_rung=sizes, final_flops=final_flops, sweep_cost=cost, notes=notes)
+
+
+def asking_cost(
+    rungs: Sequence[float],
+    sizes: int,
+    allowance: Allowance,
+    speeds: MachineSpeeds,
+    shape_near: Callable[[float], ModelShape],
+    tokens: float,
+) -> float:
+    """Estimate what asking the ladder's models the suites takes, in the allowance's unit.
+
+    Args:
+        rungs: compute of each rung's runs.
+        sizes: models on each.
+        allowance: the budget.
+        speeds: of this machine.
+        shape_near: the shape of about so many matmul parameters.
+        tokens: of training, that asking one model costs as much as.
+    """
+    shapes = [shape_near(prior_params(flops)) for flops in rungs]
+    if allowance.kind == "flops":
+        return sum(sizes * tokens * training_flops_per_token(shape) for shape in shapes)
+    rounds = math.ceil(sizes / speeds.n_workers)
+    return sum(rounds * tokens / speeds.worker.tokens_per_s_of(shape) for shape in shapes)
+
+
+def asking_share(
+    ladder: Ladder,
+    allowance: Allowance,
+    speeds: MachineSpeeds,
+    shape_near: Callable[[float], ModelShape],
+    tokens: float,
+) -> float:
+    """Estimate the part of the budget that asking the ladder's models and the final one takes; see `asking_cost`."""
+    cost = asking_cost(ladder.rung_flops, ladder.sizes_per_rung, allowance, speeds, shape_near, tokens)
+    final = shape_near(prior_params(ladder.final_flops))
+    if allowance.kind == "flops":
+        return (cost + tokens * training_flops_per_token(final)) / allowance.amount
+    return (cost + tokens / speeds.whole.tokens_per_s_of(final)) / allowance.amount
 
 
 def rung_sizes(

@@ -28,6 +28,10 @@ class StudyConfig:
         sweep_share: part of the budget for the sweep, in (0, 0.8].
         least_rung_flops: the cheapest rung wanted, > 0; a budget too small for it goes down to a tenth and says so:
             runs below 1e12 FLOPs are mostly off the law (dev/LOG.md).
+        suite: what the ladder's models and the final one are asked; empty: "own-words", where it costs at most 2 % of
+            the budget; "none": nothing.
+        suite_data: folder of the suites' files; empty: the Hugging Face hub.
+        suite_items: most items of each suite, >= 1.
     """
 
     corpus: tuple[str, ...]
@@ -39,6 +43,9 @@ class StudyConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     sweep_share: float = 0.25
     least_rung_flops: float = 3e11
+    suite: tuple[str, ...] = ()
+    suite_data: str = ""
+    suite_items: int = 500
 
     def __post_init__(self) -> None:
         if not self.corpus:
@@ -57,6 +64,8 @@ class StudyConfig:
             raise ConfigError(f"sweep_share = {self.sweep_share} must lie in (0, 0.8]; 0.25 is the default")
         if not self.least_rung_flops > 0:
             raise ConfigError(f"least_rung_flops = {self.least_rung_flops} must be > 0; 3e11 is the default")
+        if self.suite_items < 1:
+            raise ConfigError(f"suite_items = {self.suite_items} must be >= 1; 500 is the default")
 
     @property
     def n_threads(self) -> int:

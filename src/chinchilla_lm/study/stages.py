@@ -22,14 +22,16 @@ from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.loader import heldout_windows
 from chinchilla_lm.data.manifest import Manifest, load_manifest
 from chinchilla_lm.data.prepare import prepare
+from chinchilla_lm.evals.item_sets import write_item_set
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
 from chinchilla_lm.laws.shapes import nearest_shape, vocab_for
 from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.report.page import write_report
 from chinchilla_lm.study import finish
+from chinchilla_lm.study.asking import CHEAP_SHARE, FORWARD_SHARE, asking_tokens, choose_items
 from chinchilla_lm.study.decide import forecast_record, forecast_run, rank_candidates
 from chinchilla_lm.study.directory import RunDirectory
-from chinchilla_lm.study.ladder import LEAST_WIDTH, Ladder, design_ladder, prior_params
+from chinchilla_lm.study.ladder import LEAST_WIDTH, Ladder, asking_share, design_ladder, prior_params
 from chinchilla_lm.study.machine import (
     choose_dtype,
     describe_machine,
@@ -43,6 +45,7 @@ from chinchilla_lm.study.progress import Progress
 from chinchilla_lm.study.request import Allowance, StudyConfig
 from chinchilla_lm.study.speeds import MachineSpeeds
 from chinchilla_lm.study.sweep import SweepSettings, best_of_top_rung, ladder_runs, run_sweep, seed_scatter
+from chinchilla_lm.study.tasks import fit_tasks, forecast_tasks, laws_record, task_lines
 from chinchilla_lm.study.train_only import train_on_prepared
 from chinchilla_lm.study.trial import HELDOUT_TOKENS
 from chinchilla_lm.train.config import TrainConfig
@@ -145,12 +148,7 @@ class Study:
         if self.directory.is_finished("sweep"):
             return
         speeds = machine_speeds(environment["speeds"], environment["n_workers"])
-        if self.directory.design.exists():
-            ladder = Ladder(**{**read_json(self.directory.design)["ladder"]})
-            ladder = replace(ladder, rung_flops=tuple(ladder.rung_flops), notes=tuple(ladder.notes))
-        else:
-            ladder = self._design(speeds, manifest.vocab, environment["context"])
-            write_json(self.directory.design, {"schema": "design/1", "ladder": vars(ladder)})
+        ladder = self._ladder(environment, manifest, speeds)
         rungs = ", ".join(f"{flops:.1e}" for flops in ladder.rung_flops)
         with self.directory.stage("sweep") as fields:
             self.progress.stage("sweep", f"rungs at {rungs} FLOPs, {ladder.sizes_per_rung} sizes each")
@@ -169,6 +167,28 @@ class Study:
             records = run_sweep(self.directory, ladder, settings, pool(), self.progress)
             fields["flops"] = sum(record["flops_spent"] for record in records)
         shutil.rmtree(self.directory.sweep / "trunks", ignore_errors=True)  # nothing continues them now
+
+    def _ladder(self, environment: dict[str, Any], manifest: Manifest, speeds: MachineSpeeds) -> Ladder:
+        """Design the ladder and draw the items its models are asked, or read what an earlier start chose."""
+        if self.directory.design.exists():
+            ladder = Ladder(**read_json(self.directory.design)["ladder"])
+            return replace(ladder, rung_flops=tuple(ladder.rung_flops), notes=tuple(ladder.notes))
+        context = environment["context"]
+        plain, near = self._design(speeds, manifest.vocab, context), _shape_near(manifest.vocab, context)
+        item_sets = choose_items(self.config, self.allowance, manifest, context)
+        middle = near(prior_params(plain.rung_flops[len(plain.rung_flops) // 2]))
+        tokens = asking_tokens(item_sets, self.allowance, middle, manifest.tokenizer_folder, speeds)
+        share = asking_share(plain, self.allowance, speeds, near, tokens)
+        if not self.config.suite and share > CHEAP_SHARE:
+            item_sets, tokens = (), 0.0
+        if item_sets:
+            names = ", ".join(f"{one.suite.name} ({len(one.items)} items)" for one in item_sets)
+            self.progress.stage("suites", f"{names}: about {100 * share:.1f} % of the budget")
+        for one in item_sets:
+            write_item_set(self.directory.suites, one)
+        ladder = self._design(speeds, manifest.vocab, context, tokens)
+        write_json(self.directory.design, {"schema": "design/1", "ladder": vars(ladder), "asking_tokens": tokens})
+        return ladder
 
     def decide(self, environment: dict[str, Any], manifest: Manifest) -> TrainConfig:
         """Fit the law, choose size and tokens, and write law, forecast and plan before anything is trained."""
@@ -203,10 +223,13 @@ class Study:
                 tokens_per_byte=heldout.tokens / heldout.bytes,
                 unique_tokens=unique,
             )
-            write_json(self.directory.law, {**made.law_record(), "seed_sd": seed_sd})
+            laws = fit_tasks(records)
+            record["tasks"] = forecast_tasks(laws, record, records)
+            write_json(self.directory.law, {**made.law_record(), "seed_sd": seed_sd, "tasks": laws_record(laws)})
             write_text(self.directory.plan, dump_toml(plan, plan_comments(record["law_hash"])))
             write_json(self.directory.forecast, record)
-        self.progress.stage("forecast", forecast_sentence(record))
+        for line in (forecast_sentence(record), *task_lines(record["tasks"])):
+            self.progress.stage("forecast", line)
         return plan
 
     def train(self, plan: TrainConfig, manifest: Manifest, environment: dict[str, Any]) -> Transformer:
@@ -234,11 +257,11 @@ class Study:
         """Save the model for the world, compare it with the forecast, write samples, check, and report."""
         heldout = heldout_windows(manifest, model.shape.context, HELDOUT_TOKENS)
         if not self.directory.is_finished("evaluate"):
-            with self.directory.stage("evaluate"):
+            with self.directory.stage("evaluate") as fields:
                 self.progress.stage(
                     "evaluate", f"{heldout.tokens:,} held-out tokens, samples, a check with transformers"
                 )
-                finish.export_and_evaluate(self.directory, model, manifest, heldout)
+                fields["flops"] = finish.export_and_evaluate(self.directory, model, manifest, heldout)
                 finish.keep_draft(self.directory, count_parameters(model.shape).total)
         if not self.directory.is_finished("report"):
             with self.directory.stage("report"):
@@ -257,23 +280,25 @@ class Study:
             peak_flops_per_s=environment["matmul_flops_per_s"][plan.run.dtype],
         )
 
-    def _design(self, speeds: MachineSpeeds, vocab: int, context: int) -> Ladder:
+    def _design(self, speeds: MachineSpeeds, vocab: int, context: int, tokens: float = 0.0) -> Ladder:
         return design_ladder(
             self.allowance,
             self._spent() + self._tail(),
             speeds,
             sweep_share=self.config.sweep_share,
             least_rung_flops=self.config.least_rung_flops,
-            shape_near=lambda params: nearest_shape(params, vocab=vocab, context=context, d_min=LEAST_WIDTH),
+            shape_near=_shape_near(vocab, context),
+            asking_tokens=tokens,
         )
 
     def _affordable(self, speeds: MachineSpeeds) -> Callable[[ModelShape], tuple[float, float | None]]:
         left = self.allowance.amount - self._spent() - self._tail()
+        asking = self._asking_tokens()
 
         def affordable(shape: ModelShape) -> tuple[float, float | None]:
             if self.allowance.kind == "flops":
-                return left / training_flops_per_token(shape), None
-            return left * _SAFETY * speeds.whole.tokens_per_s_of(shape), left * _SAFETY
+                return left / training_flops_per_token(shape) - asking, None
+            return left * _SAFETY * speeds.whole.tokens_per_s_of(shape) - asking, left * _SAFETY
 
         return affordable
 
@@ -289,8 +314,7 @@ class Study:
             expected = machine_speeds(environment["speeds"], environment["n_workers"]).whole.tokens_per_s_of(shape)
             tokens_per_s = self._measure_final(recipe_for(shape, tokens, options), expected)
             left = (self.allowance.amount - self._spent() - self._tail()) * _SAFETY
-            # A forward pass is a third of an update's work.
-            left -= _EVALUATIONS * HELDOUT_TOKENS / (3 * tokens_per_s)
+            left -= (_EVALUATIONS * HELDOUT_TOKENS * FORWARD_SHARE + self._asking_tokens()) / tokens_per_s
             tokens = max(left * tokens_per_s, 100.0 * shape.context)
         plan = recipe_for(shape, tokens, options)
         every = max(1, math.ceil(plan.schedule.steps / _EVALUATIONS))
@@ -311,6 +335,10 @@ class Study:
             return self.directory.spent_seconds()
         return sum(record["flops"] for record in self.directory.stage_records())
 
+    def _asking_tokens(self) -> float:
+        """What asking the final model costs, in tokens of its training; runs from before there were suites: nothing."""
+        return float(read_json(self.directory.design).get("asking_tokens", 0.0))
+
     def _tail(self) -> float:
         if self.allowance.kind == "flops":
             return 0.0
@@ -324,6 +352,10 @@ def forecast_sentence(record: dict[str, Any]) -> str:
         f"{record['params_matmul']:,} parameters on {record['tokens']:,.0f} tokens will reach a loss of "
         f"{record['loss']:.3f} nats per token, 90 % interval {record['low']:.3f} to {record['high']:.3f}{doubt}"
     )
+
+
+def _shape_near(vocab: int, context: int) -> Callable[[float], ModelShape]:
+    return lambda params: nearest_shape(params, vocab=vocab, context=context, d_min=LEAST_WIDTH)
 
 
 def _context_for(flops: float) -> int:

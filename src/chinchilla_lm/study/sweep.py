@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ from chinchilla_lm.study.ladder import Ladder, edge_size, prior_params, rung_siz
 from chinchilla_lm.study.pool import WorkerPool
 from chinchilla_lm.study.progress import Progress
 from chinchilla_lm.study.registry import Registry
-from chinchilla_lm.study.trial import TrialSpec, run_trial, trunk_reaches
+from chinchilla_lm.study.trial import TrialPlaces, TrialSpec, run_trial, trunk_reaches
 
 _PROBE_SCALES = (0.5, 1.0, 2.0)
 # k moves only where the parabola promises more than seeds scatter: three probes of one size gave .74, 1.2 and 1.4 at
@@ -67,14 +66,12 @@ class TrialTask:
     """What a worker process receives."""
 
     spec: TrialSpec
-    prepared: Path
-    trunks: Path
-    drafts: Path
+    places: TrialPlaces
 
 
 def do_trial(task: TrialTask, report: Callable[[float, float], None]) -> dict[str, Any]:
     """Run one trial in a worker process (see `run_trial`)."""
-    return run_trial(task.spec, prepared=task.prepared, trunks=task.trunks, drafts=task.drafts, progress=report)
+    return run_trial(task.spec, task.places, report)
 
 
 def run_sweep(
@@ -226,11 +223,14 @@ class _Climb:
             else:
                 self._keep(known)
                 results[spec.trial] = known
-        prepared, sweep = self._directory.prepared, self._directory.sweep
-        tasks = [
-            TrialTask(spec=spec, prepared=prepared, trunks=sweep / "trunks", drafts=sweep / "drafts") for spec in todo
-        ]
-        for event in self._pool.run(do_trial, tasks):
+        directory = self._directory
+        places = TrialPlaces(
+            prepared=directory.prepared,
+            trunks=directory.sweep / "trunks",
+            drafts=directory.sweep / "drafts",
+            suites=directory.suites,
+        )
+        for event in self._pool.run(do_trial, [TrialTask(spec=spec, places=places) for spec in todo]):
             spec = todo[event.index]
             self._directory.tick()
             if event.kind == "progress":

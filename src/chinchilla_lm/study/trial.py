@@ -17,10 +17,13 @@ import torch
 from chinchilla_lm.core.errors import TrainingDiverged
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.loader import TokenBatches, heldout_windows
-from chinchilla_lm.data.manifest import load_manifest
+from chinchilla_lm.data.manifest import Manifest, load_manifest
+from chinchilla_lm.evals.item_sets import read_item_sets, score_item_sets
 from chinchilla_lm.evals.perplexity import evaluate
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
 from chinchilla_lm.model.huggingface import save_model
+from chinchilla_lm.model.transformer import Transformer
+from chinchilla_lm.study.asking import asking_flops
 from chinchilla_lm.train.config import TrainConfig
 from chinchilla_lm.train.recipe import RecipeOptions, recipe_for, trunk_branch_step, warmup_steps
 from chinchilla_lm.train.schedule import branch_schedule
@@ -89,44 +92,57 @@ def trunk_config(spec: TrialSpec) -> TrainConfig:
     return replace(config, schedule=replace(config.schedule, steps=steps, warmup_steps=warmup, decay_steps=0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialPlaces:
+    """Where a trial reads and writes.
+
+    Attributes:
+        prepared: the prepared text.
+        trunks: folder for the trunks' checkpoints.
+        drafts: where a ladder trial leaves its model, in a folder named by its parameters; a longer trained one of the
+            same size replaces it. None keeps none.
+        suites: folder of the items that a ladder trial's model is asked (see `evals.item_sets`); it may be absent.
+    """
+
+    prepared: Path
+    trunks: Path
+    drafts: Path | None = None
+    suites: Path | None = None
+
+
 def run_trial(
-    spec: TrialSpec,
-    *,
-    prepared: Path,
-    trunks: Path,
-    drafts: Path | None = None,
-    progress: Callable[[float, float], None] | None = None,
+    spec: TrialSpec, places: TrialPlaces, progress: Callable[[float, float], None] | None = None
 ) -> dict[str, Any]:
     """Train, cool down and evaluate one trial.
 
     Args:
         spec: what to train.
-        prepared: the prepared text.
-        trunks: folder for the trunks' checkpoints.
-        drafts: where a ladder trial leaves its model, in a folder named by its parameters; a longer trained one of the
-            same size replaces it.
+        places: where it reads and writes.
         progress: called with (fraction of this trial done, training loss).
 
     Returns:
-        The trial record (schema trial/1), plus "checkpoint": the trunk before its branch, below `trunks`. A run that
+        The trial record (schema trial/1), plus "checkpoint": the trunk before its branch, below the trunks. A run that
         diverged is a record with status "diverged" and no loss.
     """
     started = time.monotonic()
     trunk = trunk_config(spec)
-    horizon = max(2, round(spec.flops / training_flops_per_token(spec.shape) / trunk.batch_tokens))
-    branch_step = max(trunk.schedule.warmup_steps, trunk_branch_step(horizon))
-    horizon = max(horizon, branch_step + 1)
-    manifest = load_manifest(prepared, verify=False)  # the controller has checked every shard
+    branch_step, horizon = _steps(spec, trunk)
+    manifest = load_manifest(places.prepared, verify=False)  # the controller has checked every shard
     batches = TokenBatches(manifest, context=spec.shape.context, rows=trunk.batch.rows, seed=trunk.batch.seed)
 
     def report(step: Any) -> None:
         if progress is not None:
             progress(min(step.step / horizon, 0.999), step.loss)  # done only when it is evaluated
 
-    start = None if spec.start is None else trunks / spec.start
+    start = None if spec.start is None else places.trunks / spec.start
     try:
         grown = train_segment(
-            trunk, batches=batches, start=start, stop_step=branch_step, save_to=trunks / spec.trial, progress=report
+            trunk,
+            batches=batches,
+            start=start,
+            stop_step=branch_step,
+            save_to=places.trunks / spec.trial,
+            progress=report,
         )
         assert grown.checkpoint is not None
         cooled = branch_schedule(trunk.schedule, branch_step=branch_step, decay_steps=horizon - branch_step)
@@ -135,27 +151,49 @@ def run_trial(
         )
     except TrainingDiverged as error:
         return {**_facts(spec, trunk, horizon), "status": "diverged", "reason": str(error), "flops_spent": spec.flops}
-    heldout = heldout_windows(manifest, spec.shape.context, HELDOUT_TOKENS)
-    branch.model.compute_dtype = torch.float32  # as the final model is: losses of one law are measured alike
-    result = evaluate(branch.model, heldout)
-    if drafts is not None and spec.purpose == "ladder":
-        folder = drafts / str(count_parameters(spec.shape).total)
-        save_model(branch.model, folder, tokenizer_folder=manifest.tokenizer_folder)
+    measured, measuring_flops = _measure(spec, branch.model, manifest, places)
     curve = [*grown.curve, *branch.curve]
     thin = max(1, len(curve) // _CURVE_POINTS)
     return {
         **_facts(spec, trunk, horizon),
         "status": "done",
-        "flops_spent": grown.flops + branch.flops,
+        "flops_spent": grown.flops + branch.flops + measuring_flops,
         "seconds": time.monotonic() - started,
         "epochs": branch.tokens / batches.tokens,
         "unique_tokens": batches.tokens,
+        **measured,
+        "curve": [[tokens, round(loss, 5)] for tokens, loss in (*curve[::thin], curve[-1])],
+        "checkpoint": grown.checkpoint.relative_to(places.trunks).as_posix(),
+    }
+
+
+def _steps(spec: TrialSpec, trunk: TrainConfig) -> tuple[int, int]:
+    """Give the step where the cooldown branches off, and the last one."""
+    horizon = max(2, round(spec.flops / training_flops_per_token(spec.shape) / trunk.batch_tokens))
+    branch_step = max(trunk.schedule.warmup_steps, trunk_branch_step(horizon))
+    return branch_step, max(horizon, branch_step + 1)
+
+
+def _measure(
+    spec: TrialSpec, model: Transformer, manifest: Manifest, places: TrialPlaces
+) -> tuple[dict[str, Any], float]:
+    """Evaluate a trial's model, ask it the suites, keep it as a draft; return what was found, and the suites' FLOPs."""
+    model.compute_dtype = torch.float32  # as the final model is: losses of one law are measured alike
+    result = evaluate(model, heldout_windows(manifest, spec.shape.context, HELDOUT_TOKENS))
+    measured: dict[str, Any] = {
         "loss": result.loss,
         "loss_se": result.loss_se,
         "bits_per_byte": result.bits_per_byte,
-        "curve": [[tokens, round(loss, 5)] for tokens, loss in (*curve[::thin], curve[-1])],
-        "checkpoint": grown.checkpoint.relative_to(trunks).as_posix(),
     }
+    if spec.purpose != "ladder":
+        return measured, 0.0
+    item_sets = () if places.suites is None else read_item_sets(places.suites)
+    if item_sets:
+        measured["suites"] = score_item_sets(model, item_sets, manifest.tokenizer_folder)
+    if places.drafts is not None:
+        folder = places.drafts / str(count_parameters(spec.shape).total)
+        save_model(model, folder, tokenizer_folder=manifest.tokenizer_folder)
+    return measured, asking_flops(item_sets, spec.shape)
 
 
 def _facts(spec: TrialSpec, trunk: TrainConfig, horizon: int) -> dict[str, Any]:
