@@ -119,6 +119,66 @@ def test_a_beginning_that_texts_share_changes_nothing(model, tokenizer):
             assert Scorer(model, tokenizer, start_id=0, weights="float32", slots=1).score([pair])[0] == score
 
 
+@pytest.mark.parametrize("slots", [1, 4, 16])
+def test_many_choices_of_few_texts_are_those_of_whole_sequences(model, tokenizer, slots):
+    words = ["no", "sea", "calm and", "the ship", "whale came near the sea", "大海", "a", "cook said no the cook"]
+    labels = [f" {one} {two}" for one in words for two in words] + [f" {one}" for one in words]  # 72 of 1 to 13 tokens
+    pairs = [(text, label) for text in ("", "the sea was", "the cook said no. a") for label in labels]
+    scorer = Scorer(model, tokenizer, start_id=0, weights="float32", slots=slots)
+    order = np.random.default_rng(1).permutation(len(pairs))
+    shuffled = [pairs[place] for place in order]
+    told: list[int] = []
+    scores = scorer.score(shuffled, told.append)
+    assert sum(told) == len(pairs)
+    assert min(told) > 0
+    for encoded, score in zip(scorer.encode(shuffled), scores, strict=True):
+        logprob, is_greedy = brute_force(model, list(encoded.text), list(encoded.continuation))
+        assert score.logprob == pytest.approx(logprob, abs=1e-5)
+        assert (score.is_greedy, score.tokens) == (is_greedy, len(encoded.continuation))
+
+
+def _passes(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """New tokens of each slot, in each pass from now on."""
+    passes: list[list[int]] = []
+    forward = scorer.engine._form.forward
+
+    def counted(slots, pasts, ids, last_only):
+        passes.append([len(row) for row in ids])
+        return forward(slots, pasts, ids, last_only)
+
+    monkeypatch.setattr(scorer.engine._form, "forward", counted)
+    return passes
+
+
+def test_choices_of_one_token_cost_no_pass_and_no_last_token_is_read(model, tokenizer, monkeypatch):
+    scorer = Scorer(model, tokenizer, start_id=0, weights="float32", slots=4)
+    passes = _passes(scorer, monkeypatch)
+    text, other = (5, 6, 7, 8), (9, 8, 7)
+    scorer.score_ids([TokenPair(one, (token,), 0) for one in (text, other) for token in range(50)])
+    assert passes == [[4, 3]]
+    scorer.score_ids([TokenPair(text, (token,), 0) for token in range(50, 99)])
+    assert passes == [[4, 3]], "a text of the call before is not read again"
+    scorer.score_ids([TokenPair(text, (token, 3, 2), 0) for token in range(8)])
+    assert passes == [[4, 3], [2, 2, 2, 2], [2, 2, 2, 2]], "idle slots take the continuations of the only text"
+    scorer.engine.clear(0)
+    scorer.engine.prefill(1, [1, 2, 3])  # as other users of the engine do
+    del passes[:]
+    again = scorer.score_ids([TokenPair(text, (token, 3), 0) for token in range(2)])
+    assert [one.logprob for one in again] == pytest.approx(
+        [brute_force(model, list(text), [token, 3])[0] for token in range(2)], abs=1e-5
+    )
+
+
+def test_rows_of_unequal_length_are_batched_by_length_in_plain_torch(model, tokenizer):
+    from chinchilla_lm.generate.torch_form import TorchForm
+
+    form = TorchForm(model, 4, CONTEXT, "float32")
+    ids = [[1, 2, 3], [4], [5, 6, 7], [8]]
+    together = form.forward(range(4), [0] * 4, ids, False)
+    alone = torch.cat([TorchForm(model, 1, CONTEXT, "float32").forward([0], [0], [row], False) for row in ids])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
 def test_probabilities_of_all_single_tokens_sum_to_one(model, tokenizer):
     scorer = Scorer(model, tokenizer, start_id=0, weights="float32", slots=2)
     text = tuple(tokenizer.encode("the sea").ids)

@@ -46,15 +46,14 @@ class TorchForm:
         Args:
             slots: distinct slots.
             pasts: tokens that each slot holds already.
-            ids: new tokens for each slot, at least one; rows of unequal length are read one after the other.
+            ids: new tokens for each slot, at least one; rows of one length are read together.
             last_only: only the last position of each row meets the head.
 
         Returns:
             Logits (w, v), float32: of each slot in turn, its last position with `last_only`, else all.
         """
         if len({len(row) for row in ids}) > 1:
-            rows = zip(slots, pasts, ids, strict=True)
-            return torch.cat([self.forward([slot], [past], [row], last_only) for slot, past, row in rows])
+            return torch.cat(self._by_length(slots, pasts, ids, last_only))
         x_btd = self._chunks(slots, pasts, ids, last_only)
         return F.linear(x_btd.flatten(0, 1), self._model.head_weight.to(x_btd.dtype)).float()
 
@@ -77,6 +76,19 @@ class TorchForm:
     def timed(self) -> AbstractContextManager[dict[str, float]]:
         """Nothing is measured here: torch's own profiler knows more."""
         return nullcontext({})
+
+    def _by_length(
+        self, slots: Sequence[int], pasts: Sequence[int], ids: Sequence[Sequence[int]], last_only: bool
+    ) -> list[Tensor]:
+        """The logits of each row, in order."""
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(ids):
+            places.setdefault(len(row), []).append(place)
+        parts: dict[int, Tensor] = {}
+        for own in places.values():
+            logits_wv = self.forward(*([rows[place] for place in own] for rows in (slots, pasts, ids)), last_only)
+            parts |= dict(zip(own, logits_wv.chunk(len(own)), strict=True))
+        return [parts[place] for place in range(len(ids))]
 
     def _chunks(
         self, slots: Sequence[int], pasts: Sequence[int], ids: Sequence[Sequence[int]], last_only: bool
