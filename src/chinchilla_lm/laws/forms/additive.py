@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from typing import ClassVar, overload
 
 import numpy as np
 
 from chinchilla_lm.laws.count import ParamsConvention
-from chinchilla_lm.laws.forms.law import (
-    Floats,
-    check_constants,
-    constants_in,
-    exp_or_refuse,
-    hash_record,
-    record_of,
-    require_above,
-    require_positive,
-)
-
-_CONSTANTS = ("E", "A", "B", "alpha", "beta")
+from chinchilla_lm.laws.forms.law import Floats, LawRecord, exp_or_refuse, require_above, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdditiveLaw:
+class AdditiveLaw(LawRecord):
     """L(N, D) = E + A / N^alpha + B / D^beta.
 
     Attributes:
@@ -39,7 +27,9 @@ class AdditiveLaw:
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), eq. 2.
     """
 
-    form: ClassVar[str] = "additive"
+    form: ClassVar = "additive"
+    constants: ClassVar = ("E", "A", "B", "alpha", "beta")
+    derived: ClassVar = ("a", "b")
 
     E: float
     A: float
@@ -47,14 +37,6 @@ class AdditiveLaw:
     alpha: float
     beta: float
     params_convention: ParamsConvention = "matmul"
-
-    def __post_init__(self) -> None:
-        """Refuse constants that are no law.
-
-        Raises:
-            FitError: a constant that is not finite and > 0 (E may be 0), or an unknown convention.
-        """
-        check_constants(self, _CONSTANTS)
 
     @property
     def a(self) -> float:
@@ -176,30 +158,6 @@ class AdditiveLaw:
         require_positive(flops_per_param_token, "flops_per_param_token")
         require_above(loss, self.E, "an endless model on endless text")
         return flops_per_param_token * product_for_gap(self, math.log(loss - self.E))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the constants, with the derived a and b, as JSON values."""
-        return record_of(self, self.form, (*_CONSTANTS, "a", "b"))
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> AdditiveLaw:
-        """Build a law from `to_dict`'s mapping or from a whole law.json; other keys are left alone.
-
-        Args:
-            mapping: must hold E, A, B, alpha and beta.
-
-        Returns:
-            The law.
-
-        Raises:
-            FitError: another form, or a missing or impossible constant.
-        """
-        constants = constants_in(mapping, cls.form, _CONSTANTS)
-        return cls(**constants, params_convention=mapping.get("params_convention", "matmul"))
-
-    def hash(self) -> str:
-        """Return 16 hexadecimal digits that change when any constant does."""
-        return hash_record(self.to_dict())
 
 
 def product_for_gap(law: AdditiveLaw, log_gap: float) -> float:

@@ -8,29 +8,18 @@ falls as N^-(alpha kappa). kappa and E make up for each other: on few runs neith
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from typing import ClassVar, overload
 
 import numpy as np
 
 from chinchilla_lm.laws.count import ParamsConvention
 from chinchilla_lm.laws.forms.additive import AdditiveLaw, product_for_gap
-from chinchilla_lm.laws.forms.law import (
-    Floats,
-    check_constants,
-    constants_in,
-    hash_record,
-    record_of,
-    require_above,
-    require_positive,
-)
-
-_CONSTANTS = ("E", "A", "B", "alpha", "beta", "kappa")
+from chinchilla_lm.laws.forms.law import Floats, LawRecord, require_above, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoupledLaw:
+class CoupledLaw(LawRecord):
     """L(N, D) = E + (A / N^alpha + B / D^beta)^kappa.
 
     Attributes:
@@ -45,7 +34,9 @@ class CoupledLaw:
     Source: Videau et al. 2026 (arXiv 2608.07222), who call the form Skaling.
     """
 
-    form: ClassVar[str] = "coupled"
+    form: ClassVar = "coupled"
+    constants: ClassVar = ("E", "A", "B", "alpha", "beta", "kappa")
+    derived: ClassVar = ("a", "b")
 
     E: float
     A: float
@@ -54,14 +45,6 @@ class CoupledLaw:
     beta: float
     kappa: float
     params_convention: ParamsConvention = "matmul"
-
-    def __post_init__(self) -> None:
-        """Refuse constants that are no law.
-
-        Raises:
-            FitError: a constant that is not finite and > 0 (E may be 0), or an unknown convention.
-        """
-        check_constants(self, _CONSTANTS)
 
     @property
     def a(self) -> float:
@@ -92,15 +75,7 @@ class CoupledLaw:
     @overload
     def loss(self, params: float | Floats, tokens: float | Floats) -> float | Floats: ...
     def loss(self, params: float | Floats, tokens: float | Floats) -> float | Floats:
-        """Return the loss in nats per token.
-
-        Args:
-            params: N > 0 in this law's convention, number or array.
-            tokens: D > 0 of training, each seen once; of the same kind as `params`.
-
-        Returns:
-            L of the same kind.
-        """
+        """Return the loss in nats per token; as `AdditiveLaw.loss`."""
         return self.E + (self.A / params**self.alpha + self.B / tokens**self.beta) ** self.kappa
 
     @overload
@@ -120,17 +95,9 @@ class CoupledLaw:
     def optimum(
         self, flops: float | Floats, flops_per_param_token: float = 6.0
     ) -> tuple[float | Floats, float | Floats]:
-        """Split C = k N D so that the loss is least: the split of the inner sum, since the power is monotone.
+        """Split C = k N D so that the loss is least: the inner sum's split, for the power is monotone.
 
-        Args:
-            flops: training budget C, > 0, number or array.
-            flops_per_param_token: k, > 0; 6 without attention.
-
-        Returns:
-            (params, tokens), unrounded; k * params * tokens == flops.
-
-        Raises:
-            PlanError: a number that is not finite and > 0.
+        Arguments, result and errors are those of `AdditiveLaw.optimum`.
         """
         return self.inner.optimum(flops, flops_per_param_token)
 
@@ -148,14 +115,7 @@ class CoupledLaw:
     @overload
     def tokens_for_loss(self, params: Floats, loss: float) -> Floats: ...
     def tokens_for_loss(self, params: float | Floats, loss: float) -> float | Floats:
-        """Return the tokens that a size needs.
-
-        Args:
-            params: N > 0, number or array.
-            loss: wanted, nats per token.
-
-        Returns:
-            D of the same kind as `params`; infinity in an array where a size never reaches the loss.
+        """Return the tokens that a size needs; as `AdditiveLaw.tokens_for_loss`.
 
         Raises:
             PlanError: a single size that never reaches the loss, or a size not > 0.
@@ -169,14 +129,7 @@ class CoupledLaw:
         return self.inner.tokens_for_loss(params, (loss - self.E) ** (1 / self.kappa))
 
     def flops_for_loss(self, loss: float, flops_per_param_token: float = 6.0) -> float:
-        """Return the least budget that reaches a loss, in closed form.
-
-        Args:
-            loss: wanted, nats per token, > E.
-            flops_per_param_token: k, > 0.
-
-        Returns:
-            C.
+        """Return the least budget that reaches a loss > E, in closed form.
 
         Raises:
             PlanError: a loss that no budget reaches.
@@ -184,21 +137,3 @@ class CoupledLaw:
         require_above(loss, self.E, "an endless model on endless text")
         require_positive(flops_per_param_token, "flops_per_param_token")
         return flops_per_param_token * product_for_gap(self.inner, math.log(loss - self.E) / self.kappa)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the constants, with the derived a and b, as JSON values."""
-        return record_of(self, self.form, (*_CONSTANTS, "a", "b"))
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> CoupledLaw:
-        """Build a law from `to_dict`'s mapping; other keys are left alone.
-
-        Raises:
-            FitError: another form, or a missing or impossible constant.
-        """
-        constants = constants_in(mapping, cls.form, _CONSTANTS)
-        return cls(**constants, params_convention=mapping.get("params_convention", "matmul"))
-
-    def hash(self) -> str:
-        """Return 16 hexadecimal digits that change when any constant does."""
-        return hash_record(self.to_dict())

@@ -6,19 +6,16 @@ law and of the single-variable laws L(N), L(D) are different fits and do not mix
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from typing import ClassVar, overload
 
 from chinchilla_lm.laws.count import ParamsConvention
 from chinchilla_lm.laws.forms.coupled import CoupledLaw
-from chinchilla_lm.laws.forms.law import Floats, check_constants, constants_in, hash_record, record_of
-
-_CONSTANTS = ("alpha_N", "alpha_D", "N_c", "D_c")
+from chinchilla_lm.laws.forms.law import Floats, LawRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class KaplanLaw:
+class KaplanLaw(LawRecord):
     """L(N, D) = [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D.
 
     Attributes:
@@ -31,21 +28,15 @@ class KaplanLaw:
     Source: Kaplan et al. 2020 (arXiv 2001.08361), eq. 1.5.
     """
 
-    form: ClassVar[str] = "kaplan"
+    form: ClassVar = "kaplan"
+    constants: ClassVar = ("alpha_N", "alpha_D", "N_c", "D_c")
+    derived: ClassVar = ("a", "b")
 
     alpha_N: float
     alpha_D: float
     N_c: float
     D_c: float
     params_convention: ParamsConvention = "non_embedding"
-
-    def __post_init__(self) -> None:
-        """Refuse constants that are no law.
-
-        Raises:
-            FitError: a constant that is not finite and > 0, or an unknown convention.
-        """
-        check_constants(self, _CONSTANTS)
 
     @property
     def a(self) -> float:
@@ -111,15 +102,7 @@ class KaplanLaw:
     ) -> tuple[float | Floats, float | Floats]:
         """Split C = k N D so that the loss is least, in closed form.
 
-        Args:
-            flops: training budget C, > 0, number or array.
-            flops_per_param_token: k, > 0; 6 without attention.
-
-        Returns:
-            (params, tokens), unrounded; k * params * tokens == flops.
-
-        Raises:
-            PlanError: a number that is not finite and > 0.
+        Arguments, result and errors are those of `AdditiveLaw.optimum`.
         """
         return self.coupled.optimum(flops, flops_per_param_token)
 
@@ -151,21 +134,3 @@ class KaplanLaw:
             PlanError: a loss that is not > 0.
         """
         return self.coupled.flops_for_loss(loss, flops_per_param_token)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the constants, with the derived a and b, as JSON values."""
-        return record_of(self, self.form, (*_CONSTANTS, "a", "b"))
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> KaplanLaw:
-        """Build a law from `to_dict`'s mapping; other keys are left alone.
-
-        Raises:
-            FitError: another form, or a missing or impossible constant.
-        """
-        constants = constants_in(mapping, cls.form, _CONSTANTS)
-        return cls(**constants, params_convention=mapping.get("params_convention", "non_embedding"))
-
-    def hash(self) -> str:
-        """Return 16 hexadecimal digits that change when any constant does."""
-        return hash_record(self.to_dict())

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, get_args, overload, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, get_args, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +22,6 @@ from chinchilla_lm.laws.count import ParamsConvention
 
 Floats = npt.NDArray[np.float64]
 _LARGEST_LOG = 690.0  # e^690 is 1e300, near the largest double
-
-
-class Law(Protocol):
-    """Anything that splits a budget into a size and a number of tokens."""
-
-    @property
-    def params_convention(self) -> ParamsConvention:
-        """Which weights N counts."""
-        ...
-
-    def optimum(self, flops: float, flops_per_param_token: float = 6.0) -> tuple[float, float]:
-        """Return (params, tokens) of least loss for a budget."""
-        ...
 
 
 @runtime_checkable
@@ -107,6 +94,54 @@ class LossLaw(Protocol):
     def hash(self) -> str:
         """Return 16 hexadecimal digits that change when any constant does."""
         ...
+
+
+class LawRecord:
+    """What a law does with its constants, whatever its form: they are checked when it is made, written, read, hashed.
+
+    A law is a frozen dataclass of constants and a `params_convention`; it overrides nothing of this.
+    """
+
+    form: ClassVar[str]
+    constants: ClassVar[tuple[str, ...]]
+    """Its numbers, each finite and > 0 (E may be 0)."""
+    derived: ClassVar[tuple[str, ...]] = ()
+    """What follows from them and is written beside them; it is not read."""
+
+    params_convention: ParamsConvention
+
+    def __post_init__(self) -> None:
+        """Refuse constants that are no law.
+
+        Raises:
+            FitError: a constant that is not finite and > 0 (E may be 0), or an unknown convention.
+        """
+        check_constants(self, self.constants)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the constants, and what is derived from them, as JSON values."""
+        return record_of(self, self.form, (*self.constants, *self.derived))
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
+        """Build a law from `to_dict`'s mapping or from a whole law.json; other keys are left alone.
+
+        Args:
+            mapping: must hold every constant; without a "params_convention" the form's own is taken.
+
+        Returns:
+            The law.
+
+        Raises:
+            FitError: another form, or a missing or impossible constant.
+        """
+        fields: dict[str, Any] = dict(constants_in(mapping, cls.form, cls.constants))
+        fields["params_convention"] = mapping.get("params_convention", cls.params_convention)
+        return cls(**fields)
+
+    def hash(self) -> str:
+        """Return 16 hexadecimal digits that change when any constant does."""
+        return hash_record(self.to_dict())
 
 
 def require_positive(number: float | Floats, name: str) -> None:

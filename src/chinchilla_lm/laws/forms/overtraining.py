@@ -8,27 +8,16 @@ additive form's closed answer; at a fixed M the loss falls as C^-eta whatever M 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from typing import ClassVar, overload
 
 from chinchilla_lm.laws.count import ParamsConvention
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
-from chinchilla_lm.laws.forms.law import (
-    Floats,
-    check_constants,
-    constants_in,
-    exp_or_refuse,
-    hash_record,
-    record_of,
-    require_positive,
-)
-
-_CONSTANTS = ("E", "size_scale", "tokens_scale", "eta")
+from chinchilla_lm.laws.forms.law import Floats, LawRecord, exp_or_refuse, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class OvertrainingLaw:
+class OvertrainingLaw(LawRecord):
     """L(C, M) = E + (a M^eta + b M^-eta) C^-eta, with C = 6 N D and M = D / N.
 
     Attributes:
@@ -41,21 +30,14 @@ class OvertrainingLaw:
     Source: Gadre et al. 2024 (arXiv 2403.08540), eq. 4.
     """
 
-    form: ClassVar[str] = "overtraining"
+    form: ClassVar = "overtraining"
+    constants: ClassVar = ("E", "size_scale", "tokens_scale", "eta")
 
     E: float
     size_scale: float
     tokens_scale: float
     eta: float
     params_convention: ParamsConvention = "total"
-
-    def __post_init__(self) -> None:
-        """Refuse constants that are no law.
-
-        Raises:
-            FitError: a constant that is not finite and > 0 (E may be 0), or an unknown convention.
-        """
-        check_constants(self, _CONSTANTS)
 
     @classmethod
     def from_code_form(
@@ -146,15 +128,7 @@ class OvertrainingLaw:
     ) -> tuple[float | Floats, float | Floats]:
         """Split C = k N D so that the loss is least: M* tokens per param, whatever the budget.
 
-        Args:
-            flops: training budget C, > 0, number or array.
-            flops_per_param_token: k, > 0; the law's own C has 6.
-
-        Returns:
-            (params, tokens), unrounded; k * params * tokens == flops.
-
-        Raises:
-            PlanError: a number that is not finite and > 0.
+        Arguments, result and errors are those of `AdditiveLaw.optimum`.
         """
         return self.additive.optimum(flops, flops_per_param_token)
 
@@ -188,21 +162,3 @@ class OvertrainingLaw:
         self.flops_for_loss(loss)  # refuses what no budget reaches
         gain = self.size_scale * tokens_per_param**self.eta + self.tokens_scale / tokens_per_param**self.eta
         return exp_or_refuse(math.log(gain / (loss - self.E)) / self.eta, f"loss={loss!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the constants as JSON values."""
-        return record_of(self, self.form, _CONSTANTS)
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> OvertrainingLaw:
-        """Build a law from `to_dict`'s mapping; other keys are left alone.
-
-        Raises:
-            FitError: another form, or a missing or impossible constant.
-        """
-        constants = constants_in(mapping, cls.form, _CONSTANTS)
-        return cls(**constants, params_convention=mapping.get("params_convention", "total"))
-
-    def hash(self) -> str:
-        """Return 16 hexadecimal digits that change when any constant does."""
-        return hash_record(self.to_dict())

@@ -9,35 +9,24 @@ text gets worse after tens of epochs (1.1B params on 100M tokens from the 15th o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from typing import ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from chinchilla_lm.laws.count import ParamsConvention
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
-from chinchilla_lm.laws.forms.law import (
-    Floats,
-    check_constants,
-    constants_in,
-    exp_or_refuse,
-    hash_record,
-    record_of,
-    require_above,
-    require_positive,
-)
+from chinchilla_lm.laws.forms.law import Floats, LawRecord, exp_or_refuse, require_above, require_positive
 from chinchilla_lm.laws.forms.search import lowest_split, root_of_falling
 
 # R_D* and R_N*, Muennighoff et al. 2023 (arXiv 2305.16264), fitted constants of huggingface/datablations.
 REPEATED_TOKENS = 15.387756
 EXCESS_PARAMS = 5.309743
-_CONSTANTS = ("E", "A", "B", "alpha", "beta", "repeated_tokens", "excess_params")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepetitionLaw:
+class RepetitionLaw(LawRecord):
     """L(N, D, U) = E + A / N'^alpha + B / D'^beta, where N' and D' saturate.
 
     D' = U + U R_D* (1 - exp(-R_D / R_D*)) and N' = U_N + U_N R_N* (1 - exp(-R_N / R_N*)).
@@ -55,7 +44,8 @@ class RepetitionLaw:
     Source: Muennighoff et al. 2023 (arXiv 2305.16264), eq. 5 and 6 and section 3.1.
     """
 
-    form: ClassVar[str] = "repetition"
+    form: ClassVar = "repetition"
+    constants: ClassVar = ("E", "A", "B", "alpha", "beta", "repeated_tokens", "excess_params")
 
     E: float
     A: float
@@ -65,14 +55,6 @@ class RepetitionLaw:
     repeated_tokens: float = REPEATED_TOKENS
     excess_params: float = EXCESS_PARAMS
     params_convention: ParamsConvention = "total"
-
-    def __post_init__(self) -> None:
-        """Refuse constants that are no law.
-
-        Raises:
-            FitError: a constant that is not finite and > 0 (E may be 0), or an unknown convention.
-        """
-        check_constants(self, _CONSTANTS)
 
     @classmethod
     def from_additive(
@@ -285,24 +267,6 @@ class RepetitionLaw:
             )
 
         return exp_or_refuse(root_of_falling(excess, math.log(fresh_flops)), f"loss={loss!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the constants as JSON values."""
-        return record_of(self, self.form, _CONSTANTS)
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> RepetitionLaw:
-        """Build a law from `to_dict`'s mapping; other keys are left alone.
-
-        Raises:
-            FitError: another form, or a missing or impossible constant.
-        """
-        constants = constants_in(mapping, cls.form, _CONSTANTS)
-        return cls(**constants, params_convention=mapping.get("params_convention", "total"))
-
-    def hash(self) -> str:
-        """Return 16 hexadecimal digits that change when any constant does."""
-        return hash_record(self.to_dict())
 
 
 def repeated_loss(law: AdditiveLaw, params: Floats, tokens: Floats, unique_tokens: float | Floats) -> Floats:
