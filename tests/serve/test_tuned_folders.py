@@ -153,6 +153,94 @@ def test_answers_are_those_of_the_tuned_task(tiny_folder, tmp_path, has_unanswer
             assert row["score"] == pytest.approx(said["score"], abs=1e-2)
 
 
+RELATED = [
+    {"text": "the sea said nothing to the cook", "head": [4, 7], "tail": [28, 32], "label": "Tells(e1,e2)"},
+    {"text": "hello, said the cook of 海", "head": [16, 20], "tail": [24, 25], "label": "Of(e1,e2)"},
+    {"text": "the cook " * 30 + "was silent", "head": [4, 8], "tail": [40, 44], "label": "Other"},
+]
+
+
+def save_relations(tiny_folder: Path, folder: Path, **more: Any) -> tuple[Any, Any]:
+    """A tuned relation folder with random heads, and the task that made it."""
+    from chinchilla_lm.tune.backbone import load_backbone
+    from chinchilla_lm.tune.config import TuneConfig
+    from chinchilla_lm.tune.saving import save_tuned
+    from chinchilla_lm.tune.task import TunedModel, make_task
+
+    settings = {"method": "full", "max_tokens": 48, **more}
+    config = TuneConfig(task="relation-extraction", model=str(tiny_folder), train="a", out="b", **settings)
+    backbone = load_backbone(config)
+    task = make_task(config, RELATED, backbone)
+    torch.manual_seed(5)
+    head: Any = task.make_head(backbone)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(std=0.3)
+    model = TunedModel(backbone, head).eval()
+    save_tuned(model, task, folder, config)
+    return task, model
+
+
+@pytest.mark.parametrize("types", [{}, {"head_type": "PERSON", "tail_type": "PLACE"}])
+@pytest.mark.parametrize("template", [None, "Between {head} and {tail}: {text} ="])
+def test_relations_are_those_of_the_tuned_task(tiny_folder, tmp_path, types, template):
+    more = {} if template is None else {"template": template}
+    task, model = save_relations(tiny_folder, tmp_path / "m", **more)
+    rows = [{name: row[name] for name in ("text", "head", "tail")} | types for row in RELATED]
+    expected = task.predict(model, rows)
+    with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
+        answer = live.post("/v1/classify", {"model": "tiny", "input": rows}).json()
+        single = live.post("/v1/classify", {"model": "tiny", "input": rows[1]}).json()
+        schema = live.get("/openapi.json").json()["paths"]["/v1/classify"]["post"]["requestBody"]
+    assert answer["labels"] == list(task.labels)
+    assert "tail_type" in json.dumps(schema)
+    for row, said in zip(answer["data"], expected, strict=True):
+        assert row["label"] == said["label"]
+        assert row["probs"] == pytest.approx(said["probabilities"], abs=1e-4)
+    assert max(expected[0]["probabilities"]) - min(expected[0]["probabilities"]) > 0.01  # a head that says something
+    assert single["data"][0]["probs"] == pytest.approx(answer["data"][1]["probs"], abs=1e-6)
+
+
+def test_entities_that_make_no_sense_are_refused(tiny_folder, tmp_path):
+    save_relations(tiny_folder, tmp_path / "m")
+    text = "the sea said nothing"
+    with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
+        for given, said in (
+            (text, "must be"),
+            ({"text": text, "text_pair": text}, "must be"),
+            ({"text": text, "head": [0, 3], "tail": [4, 90]}, "characters of a text of 20"),
+            ({"text": text, "head": [0, 7], "tail": [4, 12]}, "cross"),
+            ({"text": text, "head": [3, 3], "tail": [4, 7]}, "characters of a text"),
+            ({"text": text, "head": [0, 3, 4], "tail": [4, 7]}, "input"),
+            ({"text": text, "head": [0, 3]}, "input"),
+            ({"text": "a" * 100_000, "head": [0, 1], "tail": [2, 3]}, "longer than the model reads"),
+        ):
+            refused = live.post("/v1/classify", {"model": "tiny", "input": given})
+            assert refused.status_code == 400, given
+            assert said in refused.json()["error"]["message"], refused.text
+        assert live.post("/v1/classify", {"model": "tiny", "input": RELATED[0] | {"label": "a"}}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"labels": ["a"]}, "names of two relations"),
+        ({"labels": ["a", "b"]}, "the head has"),
+        ({"describe": {"head": "markers", "template": "no field", "max_tokens": 48}}, "must hold"),
+        ({"describe": {"head": "markers", "template": "{text}", "max_tokens": 0}}, "whole number"),
+        ({"describe": {}}, "is not served"),
+        ({"mask": "bidirectional"}, "reads causally"),
+    ],
+)
+def test_a_wrong_relation_folder_is_refused_in_one_line(tiny_folder, tmp_path, wrong, match):
+    save_relations(tiny_folder, tmp_path / "m")
+    path = tmp_path / "m" / "task.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(ModelError, match=match) as caught:
+        load_served_model(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("wrong", [{"max_tokens": "60"}, {"stride": 0}, {"threshold": "x"}, {"template": "{context}"}])
 def test_a_wrong_task_file_is_refused_in_one_line(tiny_folder, tmp_path, wrong):
     save_folder(tiny_folder, tmp_path / "m", "QuestionAnswering", [])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.data.markers import mark_entities
 from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.markers import mark_entities
 from chinchilla_lm.tune.relation import relation_logits
 
 from . import conftest

@@ -2,6 +2,7 @@
 
     ...ForSequenceClassification    the last token's state meets `score`; a prompt lies in the folder's tokenizer
     ...ForTokenClassification       the states of a word's tokens meet `score`; task.json says which of them speak
+    ...Model with head.safetensors  the relation of two entities (`relation_reader`)
     ...ForQuestionAnswering         slices of a context (`answer_reader`); task.json says how a question is asked
 
 Folders of Qwen3, Llama and own layouts (`model.headed`). Words of a raw text are its runs of letters and digits, and
@@ -24,6 +25,7 @@ from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.model.headed import HeadedModel, kind_of, load_headed_model
 from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.serve.answer_reader import AnswerReader
+from chinchilla_lm.serve.relation_reader import RelationReader
 from chinchilla_lm.serve.strict_json import JsonRefused, parse_json
 
 TASK_FILE = "task.json"
@@ -111,14 +113,16 @@ class Tagger:
         return [{**each, "word": text[each["start"] : each["end"]]} for each in found]
 
 
+ClassifierKind = Classifier | Tagger | AnswerReader | RelationReader
+"""What /v1/classify asks."""
+
+
 def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether a config.json describes a task's head and no language model."""
     return kind_of(config) is not None
 
 
-def load_classifier(
-    folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer
-) -> Classifier | Tagger | AnswerReader:
+def load_classifier(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> ClassifierKind:
     """Read a tuned folder.
 
     Args:
@@ -130,14 +134,23 @@ def load_classifier(
         ModelError: labels or tensors are missing or do not fit, or a head that has no route.
     """
     kind = kind_of(config)
-    if kind not in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+    table = _read_task(folder / TASK_FILE)
+    said = table.get("describe")
+    said = said if isinstance(said, dict) else {}
+    if table.get("mask", "causal") != "causal":
         raise ModelError(
-            f"{folder}: a head of kind {kind} is not served; ask it with tune.deployed (docs/serving.md), "
-            "or serve a classification of texts or tokens, or answers from a context"
+            f"{folder}: it was tuned with mask {str(table['mask'])[:40]!r}, and the server reads causally; ask it with "
+            "tune.deployed (docs/serving.md)"
+        )
+    is_relation = kind == "Model" and said.get("head") == "markers"
+    if not is_relation and kind not in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+        raise ModelError(
+            f"{folder}: a head of kind {kind} is not served; serve a classification of texts or tokens, relations, or "
+            "answers from a context"
         )
     model = load_headed_model(folder)
-    said = _read_task(folder / TASK_FILE).get("describe")
-    said = said if isinstance(said, dict) else {}
+    if is_relation:
+        return RelationReader(model, tokenizer, table)
     if kind == "QuestionAnswering":
         return AnswerReader(model, tokenizer, said)
     if kind == "TokenClassification":

@@ -27,6 +27,7 @@ from chinchilla_lm.serve.fields import (
 )
 
 MOST_TOKENS = 1 << 24  # of a context: model_config's own bound; the model's is checked when the prompt is known
+MOST_CHARACTERS = 1 << 27  # of a text; the largest body that a server may be set to take is smaller
 MOST_LOGPROBS = 20  # OpenAI's bound
 MOST_CHOICES = 128  # OpenAI's bound
 MOST_STOPS = 16  # OpenAI takes 4
@@ -192,8 +193,22 @@ class Question:
     context: str = wanted(text(1))
 
 
+_SPAN = many(integer(0, MOST_CHARACTERS), least=2, most=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelatedText:
+    """A text with two entities, characters [start, end), whose relation is asked."""
+
+    head: tuple[int, int] = wanted(_SPAN)
+    tail: tuple[int, int] = wanted(_SPAN)
+    head_type: str | None = optional(text(1, 256))
+    tail_type: str | None = optional(text(1, 256))
+    text: str = wanted(text(1))  # last: from here on the name is the field's
+
+
 _CLASSIFIED = either(
-    "a string, token ids, {text, text_pair}, {question, context}, or a list of one of these",
+    "a string, token ids, {text, text_pair}, {question, context}, {text, head, tail}, or a list of one of these",
     text(),
     many(text(), most=MOST_INPUTS),
     _TOKEN_IDS,
@@ -203,6 +218,8 @@ _CLASSIFIED = either(
     many(objects(TextPair), most=MOST_INPUTS),
     objects(Question),
     many(objects(Question), most=MOST_INPUTS),
+    objects(RelatedText),
+    many(objects(RelatedText), most=MOST_INPUTS),
 )
 
 
@@ -211,7 +228,7 @@ class ClassifyBody:
     """POST /v1/classify."""
 
     model: str = wanted(text(1, 512))
-    input: str | tuple[Any, ...] | TextPair | Question = wanted(_CLASSIFIED)
+    input: str | tuple[Any, ...] | TextPair | Question | RelatedText = wanted(_CLASSIFIED)
     user: str | None = optional(text(0, 512))
 
 

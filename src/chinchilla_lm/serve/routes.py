@@ -31,13 +31,22 @@ from chinchilla_lm.serve.openai_schema import (
     EmbeddingBody,
     GenerationBody,
     Question,
+    RelatedText,
     TextPair,
     TokenizeBody,
 )
+from chinchilla_lm.serve.relation_reader import RelationReader
 from chinchilla_lm.serve.runs import ClientLeft, Run, collect
 from chinchilla_lm.serve.served_model import ServedModel
 from chinchilla_lm.serve.settings import ServerSettings
-from chinchilla_lm.serve.translate import chat_requests, completion_requests, read_pairs, read_prompts, read_questions
+from chinchilla_lm.serve.translate import (
+    chat_requests,
+    completion_requests,
+    read_pairs,
+    read_prompts,
+    read_questions,
+    read_related,
+)
 
 Result = TypeVar("Result")
 Given = TypeVar("Given")
@@ -94,6 +103,8 @@ class Routes:
             )
         if isinstance(classifier, AnswerReader):
             return await self._answer(request, body.input, classifier)
+        if isinstance(classifier, RelationReader):
+            return await self._relate(request, body.input, classifier)
         if isinstance(classifier, Classifier) and classifier.is_paired:
             self._enter(request)
             prompts = await self._read(lambda: read_pairs(body.input, self._served, self._limits, "input"))
@@ -106,9 +117,7 @@ class Routes:
                 rows.append({"index": index, "entities": entities})
         else:
             for index, chances in enumerate(await self._compute(request, classifier.probabilities, prompts)):
-                best = max(range(len(chances)), key=chances.__getitem__)
-                label = classifier.labels[best]
-                rows.append({"index": index, "label": label, "probs": chances, "num_classes": len(chances)})
+                rows.append(_class_row(index, chances, classifier.labels))
         answer = {"object": "list", "data": rows, "labels": list(classifier.labels), "model": self._served.name}
         return JSONResponse({**answer, "usage": self._read_usage(prompts)})
 
@@ -124,6 +133,16 @@ class Routes:
         usage = self._read_usage([window.ids_t.tolist() for _, windows in asked for window in windows])
         answer = {"object": "list", "data": rows, "labels": [], "model": self._served.name, "usage": usage}
         return JSONResponse(answer)
+
+    async def _relate(self, request: Request, given: Any, reader: RelationReader) -> Response:
+        """Name the relations of texts with two entities each."""
+        self._enter(request)
+        asked = await self._read(lambda: read_related(given, reader, self._served, self._limits, "input"))
+        found = await self._compute(request, reader.probabilities, asked)
+        rows = [_class_row(index, chances, reader.labels) for index, chances in enumerate(found)]
+        usage = self._read_usage([each.ids_t.tolist() for each in asked])
+        answer = {"object": "list", "data": rows, "labels": list(reader.labels), "model": self._served.name}
+        return JSONResponse({**answer, "usage": usage})
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize."""
@@ -292,11 +311,16 @@ class Routes:
 def _single_texts(given: Any) -> str | Sequence[Any]:
     """Refuse what only other heads take."""
     entries = given if isinstance(given, tuple) else (given,)
-    is_pair = any(isinstance(one, TextPair | Question) for one in entries)
+    is_pair = any(isinstance(one, TextPair | Question | RelatedText) for one in entries)
     if is_pair or any(isinstance(one, tuple) and isinstance(one[0], str) for one in entries):
         message = "input: this model was tuned on single texts; send a text or a list of texts"
         raise ApiError(400, message, param="input")
     return given
+
+
+def _class_row(index: int, chances: Sequence[float], labels: Sequence[str]) -> dict[str, Any]:
+    best = max(range(len(chances)), key=chances.__getitem__)
+    return {"index": index, "label": labels[best], "probs": chances, "num_classes": len(chances)}
 
 
 def _only_texts(given: str | Sequence[Any]) -> list[str]:

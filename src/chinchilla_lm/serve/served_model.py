@@ -23,9 +23,8 @@ from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.model.huggingface import load_model
 from chinchilla_lm.model.transformer import Transformer
-from chinchilla_lm.serve.answer_reader import AnswerReader
 from chinchilla_lm.serve.chat_template import ChatTemplate, TemplateFailed, find_chat_template
-from chinchilla_lm.serve.classifier import Classifier, Tagger, is_classifier, load_classifier
+from chinchilla_lm.serve.classifier import ClassifierKind, is_classifier, load_classifier
 from chinchilla_lm.serve.draft import load_draft
 from chinchilla_lm.serve.model_folder import check_model_folder, find_model_folder
 from chinchilla_lm.serve.settings import Limits
@@ -68,7 +67,7 @@ class ServedModel:
     trunk: Transformer
     scheduler: Scheduler | None
     template: ChatTemplate | None
-    classifier: Classifier | Tagger | AnswerReader | None
+    classifier: ClassifierKind | None
     lane: ThreadPoolExecutor
     readers: ThreadPoolExecutor
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.data.markers import EncodedRelation
 from chinchilla_lm.data.span_windows import SpanWindow
 from chinchilla_lm.generate.constraint import Constraint, JsonConstraint, LabelConstraint, RegexConstraint
 from chinchilla_lm.generate.penalties import bad_word_ids
@@ -25,9 +27,11 @@ from chinchilla_lm.serve.openai_schema import (
     GenerationBody,
     Message,
     Question,
+    RelatedText,
     ResponseFormat,
     TextPair,
 )
+from chinchilla_lm.serve.relation_reader import RelationReader
 from chinchilla_lm.serve.served_model import ServedModel
 from chinchilla_lm.serve.settings import Limits
 
@@ -177,6 +181,32 @@ def read_questions(
             message = f"takes {len(windows)} windows and may take {MOST_WINDOWS}; send parts of the context"
             raise bad_field(name, message, "context_length_exceeded")
         found.append((one, windows))
+    return found
+
+
+def read_related(
+    given: Any, reader: RelationReader, served: ServedModel, limits: Limits, where: str
+) -> list[EncodedRelation]:
+    """Return each text with its two entities as the model reads it.
+
+    Raises:
+        ApiError: 400: something else than {text, head, tail}, too many, too long, or entities outside the text.
+    """
+    texts = list(given) if isinstance(given, tuple) else [given]
+    _check_texts(len(texts), limits)
+    found = []
+    for index, one in enumerate(texts):
+        name = where if len(texts) == 1 else f"{where}[{index}]"
+        if not isinstance(one, RelatedText):
+            raise bad_field(name, 'must be {"text", "head", "tail"}: this model names the relation of two entities')
+        if len(one.text) > served.capacity * served.longest_token:
+            raise bad_field(
+                name, "is longer than the model reads; send the part of the entities", "context_length_exceeded"
+            )
+        try:
+            found.append(reader.encode(asdict(one)))
+        except DataError as error:
+            raise bad_field(name, str(error)) from None
     return found
 
 

@@ -1,8 +1,9 @@
 """Relation extraction: which relation holds between two marked entities of a text.
 
-Two heads on the same marked text (`tune.markers`):
+Two heads on the same marked text (`data.markers`):
     markers             the states at the two closing markers and the last token, joined, through one hidden layer; an
-                        encoder's are those of the opening markers and the first token. `tune.deployed` loads it.
+                        encoder's are those of the opening markers and the first token. `tune.deployed` loads it, and
+                        /v1/classify serves a decoder's.
     label-words, fresh  one matrix on the last token of a prompt that names both entities, its rows at first those of
                         the relations' names ("label-words", of a decoder) or random: an ordinary
                         ...ForSequenceClassification, which transformers' pipeline("text-classification") runs on the
@@ -26,13 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.data.markers import encode_marked, entity_text, fill_marked, name_entities
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.metrics.relation import measure_relation
 from chinchilla_lm.tune.backbone import Backbone, pad_rows, split_by_length
 from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.hub_backbone import HubHead
-from chinchilla_lm.tune.markers import MarkedText, mark_entities
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel, refuse_unusable
 
 Form = Literal["markers", "label-words", "fresh"]
@@ -99,17 +100,23 @@ class Relation:
         unusable: list[int] = []
         index = {label: place for place, label in enumerate(self.labels)}
         for number, row in enumerate(rows):
-            ids, places, fits = self._encode_row(row)
-            targets = {"places": np.array(places, np.int64)}
+            encoded = encode_marked(
+                self._encode_text,
+                row,
+                template=self._template,
+                max_tokens=self._max_tokens,
+                is_encoder=self._is_encoder,
+            )
+            targets = {"places": np.array(encoded.places, np.int64)}
             if is_training:
                 label = row.get("label")
-                if label is None or not fits:
+                if label is None or not encoded.fits:
                     unusable.append(number)
                     continue
                 if label not in index:
                     raise DataError(f"row {number + 1}: relation {label!r} is not among the training rows'; correct it")
                 targets["label"] = np.array(index[label], np.int64)
-            items.append(Item(row=number, ids=ids, targets=targets))
+            items.append(Item(row=number, ids=encoded.ids_t, targets=targets))
         if not is_training:
             return items
         return refuse_unusable(items, unusable, "no label, or entities further apart than max_tokens; raise it")
@@ -195,35 +202,17 @@ class Relation:
 
     def prompted_text(self, row: Row) -> str:
         """The text that the model reads for a row: what goes into transformers' pipeline("text-classification")."""
-        return self._fill(row)[0]
+        return fill_marked(row, self._template)[0]
 
-    def _fill(self, row: Row) -> tuple[str, MarkedText, int]:
-        """(whole text, marked text, where the marked text begins in it)."""
-        marked = mark_entities(row)
-        named = {"{head}": _slice(row, "head"), "{tail}": _slice(row, "tail")}
-        before, after = (_replace(part, named) for part in self._template.split("{text}"))
-        return before + marked.text + after, marked, len(before)
-
-    def _encode_row(self, row: Row) -> tuple[np.ndarray[Any, Any], list[int], bool]:
-        """(ids_t, marked positions, whether both entities are in ids_t)."""
-        text, marked, shift = self._fill(row)
+    def _encode_text(self, text: str) -> tuple[list[int], Sequence[tuple[int, int]]]:
         encoding = self._tokenizer(text, return_offsets_mapping=True)
-        offsets = encoding["offset_mapping"]
-        closing = (marked.head_open, marked.tail_open) if self._is_encoder else (marked.head_close, marked.tail_close)
-        places = [_token_at(offsets, shift + place) for place in closing]
-        inside = [t for t, (low, high) in enumerate(offsets) if low < high and shift <= low < shift + len(marked.text)]
-        ids = np.array(encoding["input_ids"], np.int64)
-        low, high = _crop(len(ids), (inside[0], inside[-1] + 1), places, self._max_tokens)
-        kept = np.concatenate((np.arange(inside[0]), np.arange(low, high), np.arange(inside[-1] + 1, len(ids))))
-        fits = all(low <= place < high for place in places)
-        places = [inside[0] + min(max(place, low), high - 1) - low for place in places]
-        return ids[kept], [*places, 0 if self._is_encoder else len(kept) - 1], fits
+        return encoding["input_ids"], encoding["offset_mapping"]
 
     def _zero_shot_prompt(self, row: Row, *, is_reversed: bool) -> list[int]:
-        head, tail = _slice(row, "head"), _slice(row, "tail")
+        head, tail = entity_text(row, "head"), entity_text(row, "tail")
         first, second = (tail, head) if is_reversed else (head, tail)
         before, after = TEMPLATES["zero-shot"].split("{text}")
-        prompt = before + row["text"] + _replace(after, {"{head}": first, "{tail}": second})
+        prompt = before + row["text"] + name_entities(after, {"{head}": first, "{tail}": second})
         return self._tokenizer(prompt)["input_ids"][-self._max_tokens :]
 
     def _word_ids(self, label: str) -> list[int]:
@@ -315,33 +304,6 @@ def _score(task: Relation, model: TunedModel, items: Sequence[Item]) -> Iterable
         ids_bt, lengths_b, places_bm = (torch.from_numpy(array).to(device) for array in task.collate(chosen)[:3])
         p_bk = relation_logits(model, ids_bt, lengths_b, places_bm).softmax(dim=-1).cpu().numpy()
         yield from zip(chosen, p_bk, strict=True)
-
-
-def _crop(total: int, text: tuple[int, int], places: Sequence[int], max_tokens: int) -> tuple[int, int]:
-    """The part of the text's tokens that is kept, around the marked ones, when `total` tokens are too many."""
-    start, end = text
-    room = max(1, max_tokens - (total - (end - start)))
-    if end - start <= room:
-        return start, end
-    centre = (min(places) + max(places)) // 2
-    low = min(max(start, centre - room // 2), end - room)
-    return low, low + room
-
-
-def _token_at(offsets: Sequence[tuple[int, int]], place: int) -> int:
-    """The token that holds a character."""
-    found = [t for t, (low, high) in enumerate(offsets) if low <= place < high]
-    assert found, f"no token holds character {place}"
-    return found[0]
-
-
-def _slice(row: Row, name: str) -> str:
-    start, end = row[name]
-    return row["text"][start:end]
-
-
-def _replace(part: str, named: dict[str, str]) -> str:
-    return re.sub(r"\{head\}|\{tail\}", lambda match: named[match[0]], part)
 
 
 def _in_words(label: str) -> str:
