@@ -27,7 +27,7 @@ def fit_lines(record: Mapping[str, Any]) -> list[str]:
         record: of `find_law`, with `source`.
     """
     lines = [*_pairs(_heading(record)), "", *_constants(record)]
-    for part in (_optima(record), _approaches(record), _forms(record), _pairs(_checks(record))):
+    for part in (_optima(record), _approaches(record), _forms(record), _pairs(_checks(record)), _pairs(_tasks(record))):
         if part:
             lines += ["", *part]
     warnings = record.get("warnings") or []
@@ -54,6 +54,17 @@ def _heading(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         turn = f" at delta {record['delta']:.3g}" if record["objective_loss"] == "huber" else ""
         noise = f"; noise of a run {_percent(record['noise_sd'])}" if record["noise_sd"] else ""
         yield "fit", f"{record['status'].replace('_', ' ')}; {loss} sum {record['objective']:.6e}{turn}{noise}"
+
+
+def _tasks(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The laws of suites whose columns the table has."""
+    for name, law in (record.get("tasks") or {}).items():
+        best = min(law["runs"], key=lambda run: run["loss"])
+        yield (
+            f"task {name}",
+            f"a law of {len(law['runs'])} runs of loss {law['lowest_loss']:.3f} to {law['highest_loss']:.3f}; the best "
+            f"is right in {100 * best['accuracy']:.1f} %, chance {100 * law['chance']:.1f}: plan --law forecasts it",
+        )
 
 
 def _constants(record: Mapping[str, Any]) -> list[str]:

@@ -139,6 +139,7 @@ def plan(
     from chinchilla_lm.laws.planning.devices import budget_in_flops
     from chinchilla_lm.laws.planning.plan import add_shapes, make_plan
     from chinchilla_lm.laws.planning.question import Conditions, Goal
+    from chinchilla_lm.laws.planning.tasks import add_tasks
 
     output.require_picture()
     budget = None if given.budget is None else parse_budget(given.budget)
@@ -159,6 +160,7 @@ def plan(
     )
     made = make_plan(goal, answering, conditions=conditions, evidence=evidence)
     made = add_shapes(made, answering, context=shape.context, vocab=shape.vocab)
+    made = add_tasks(made, evidence.tasks)
     if device is not None:
         made = add_bill(made, device, machine.price)
     if output.plot is not None:
@@ -176,6 +178,7 @@ def _find_law(text: str) -> tuple[AnyLaw, Evidence, tuple[str, str]]:
 
     from chinchilla_lm.laws.forms.record import law_from_dict
     from chinchilla_lm.laws.planning.question import Evidence
+    from chinchilla_lm.laws.planning.tasks import task_laws
     from chinchilla_lm.laws.published import published_law
 
     path = Path(text)
@@ -191,7 +194,8 @@ def _find_law(text: str) -> tuple[AnyLaw, Evidence, tuple[str, str]]:
         draws = None if record.get("draws") is None else np.asarray(record["draws"], dtype=np.float64)
     except (TypeError, ValueError):
         raise PlanError(f"{path} has draws that are no rows of numbers; leave them out, or fit the law again") from None
-    return law_from_dict(record), Evidence(name=str(path), largest_flops=largest, draws=draws), (str(path), "")
+    evidence = Evidence(name=str(path), largest_flops=largest, draws=draws, tasks=task_laws(record))
+    return law_from_dict(record), evidence, (str(path), "")
 
 
 def _draw(made: Plan, law: AnyLaw, path: Path) -> None:

@@ -30,6 +30,14 @@ def _size_rows(made: Plan) -> list[tuple[str, str]]:
     if made.loss is not None:
         band = "" if made.loss_low is None else f", 90 %: {made.loss_low:.3f} to {made.loss_high:.3f}"
         rows.append(("loss", f"{made.loss:.3f} nats per token{band}"))
+    rows.extend(
+        (
+            task.name,
+            f"{100 * task.accuracy:.1f} % right, 90 %: {100 * task.low:.1f} to {100 * task.high:.1f} "
+            f"(chance {100 * task.chance:.1f})",
+        )
+        for task in made.tasks
+    )
     if made.flat_band is not None:
         low, high = format_count(made.flat_band.params_low), format_count(made.flat_band.params_high)
         rows.append(("any size", f"from {low} to {high} costs < {100 * made.flat_band.loss_penalty:g} % of loss"))

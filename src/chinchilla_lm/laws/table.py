@@ -19,6 +19,7 @@ from chinchilla_lm.core.errors import DataError, UnitError
 from chinchilla_lm.core.units import parse_count
 from chinchilla_lm.laws.columns import SIX_N_D, TEXT, Column, Duplicates, Layout, find_columns, places_of_conditions
 from chinchilla_lm.laws.forms.law import Floats
+from chinchilla_lm.laws.task_columns import TaskColumn, find_task_columns
 
 # 6 N D leaves out attention, and N may count an embedding that costs nothing: published tables differ by up to a third.
 _FLOPS_RATIO = (0.6, 1.7)
@@ -43,6 +44,7 @@ class RunTable:
         labels: name of each run, where the file has it; checkpoints of one run share it.
         lines: of each run in its file; empty where the table was not read from one.
         warnings: what a reader must know, one sentence each.
+        tasks: what the runs score on suites, where the file has it.
     """
 
     params: Floats
@@ -53,6 +55,7 @@ class RunTable:
     labels: tuple[str, ...] | None = None
     lines: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    tasks: tuple[TaskColumn, ...] = ()
 
     def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> RunTable:
         """Return some of the runs, by a mask or by places, with the same warnings."""
@@ -66,6 +69,9 @@ class RunTable:
             labels=None if self.labels is None else tuple(self.labels[place] for place in places.tolist()),
             lines=tuple(self.lines[place] for place in places.tolist()) if self.lines else (),
             warnings=self.warnings,
+            tasks=tuple(
+                replace(task, accuracy_n=task.accuracy_n[places], error_n=task.error_n[places]) for task in self.tasks
+            ),
         )
 
 
@@ -105,6 +111,8 @@ def read_runs(path: Path, layout: Layout | None = None) -> RunTable:
     notes += _loss_warnings(table["loss"], lines)
     place = columns.get("run")
     labels = None if place is None else tuple(row[place.place].strip() for _, row in kept)
+    tasks, task_notes = find_task_columns(header, kept, path)
+    notes += task_notes
     made = RunTable(
         params=table["params"],
         tokens=table["tokens"],
@@ -113,6 +121,7 @@ def read_runs(path: Path, layout: Layout | None = None) -> RunTable:
         unique_tokens=table.get("unique_tokens"),
         labels=labels,
         lines=lines,
+        tasks=tasks,
     )
     return _settle_duplicates(made, layout.duplicates, path, notes)
 

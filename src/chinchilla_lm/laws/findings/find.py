@@ -31,6 +31,7 @@ from chinchilla_lm.laws.fitting.additive import Fit
 from chinchilla_lm.laws.fitting.envelope import Curve
 from chinchilla_lm.laws.fitting.form_fits import FittedForm
 from chinchilla_lm.laws.table import RunTable
+from chinchilla_lm.laws.task_columns import fit_task_columns
 from chinchilla_lm.laws.trust.calibration import Extrapolation, extrapolate
 from chinchilla_lm.laws.trust.cuts import thin
 from chinchilla_lm.laws.trust.diagnosis import diagnose
@@ -68,7 +69,9 @@ def _record(table: RunTable, request: FitRequest) -> dict[str, Any]:
     else:
         record = _parametric_record(runs, curves, request)
     record["method"] = request.method
-    record["warnings"] = list(dict.fromkeys([*runs.warnings, *record["warnings"]]))
+    tasks, task_notes = fit_task_columns(runs.tasks, runs.loss)
+    record["tasks"] = {name: law.to_dict() for name, law in tasks.items()}
+    record["warnings"] = list(dict.fromkeys([*runs.warnings, *record["warnings"], *task_notes]))
     record["objective_loss"] = request.objective
     record["smallest_flops"] = float(runs.flops.min())
     record["largest_flops"] = float(runs.flops.max())

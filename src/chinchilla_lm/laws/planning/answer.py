@@ -106,6 +106,25 @@ class Bill:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskOutlook:
+    """What the planned model will score on a suite.
+
+    Attributes:
+        name: of the suite.
+        accuracy: the median, over all items of the suite's kind.
+        low: lower end of the 90 % interval.
+        high: upper end.
+        chance: accuracy of a guess.
+    """
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to train.
 
@@ -131,6 +150,7 @@ class Plan:
         serving: where tokens are served.
         bill: where a device is named.
         shapes: feasible models near this size, best first.
+        tasks: suites that the law's own runs were asked.
         notes: what a reader must know, one sentence each.
     """
 
@@ -154,6 +174,7 @@ class Plan:
     serving: Serving | None = None
     bill: Bill | None = None
     shapes: tuple[ShapeOption, ...] = ()
+    tasks: tuple[TaskOutlook, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -186,6 +207,7 @@ class Plan:
             "serving": None if self.serving is None else self.serving.to_dict(),
             "shape": None if self.shape is None else self.shape.to_dict(),
             "shapes": [option.to_dict() for option in self.shapes],
+            "tasks": {task.name: {**vars(task)} for task in self.tasks},
             "law": self.law,
             "params_convention": self.params_convention,
             "notes": list(self.notes),

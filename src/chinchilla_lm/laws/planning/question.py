@@ -14,6 +14,7 @@ Values; they compute nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.laws.planning.demand import Demand
+from chinchilla_lm.laws.task_law import TaskLaw
 
 _EXAMPLES = {"flops": "1e20", "loss": "2.5", "params": "1e9", "tokens": "2e10"}
 
@@ -116,6 +118,7 @@ class Evidence:
     name: str = ""
     largest_flops: float | None = None
     draws: npt.NDArray[np.float64] | None = None
+    tasks: Mapping[str, TaskLaw] = field(default_factory=dict[str, TaskLaw])
 
 
 def check_together(goal: Goal, conditions: Conditions) -> None:
