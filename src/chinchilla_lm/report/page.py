@@ -24,6 +24,7 @@ from chinchilla_lm.report.glossary import GLOSSARY
 from chinchilla_lm.report.html import json_block, page_filters, page_parts, page_template
 from chinchilla_lm.report.points import Z90
 from chinchilla_lm.report.rundir import Record, Run, is_number, read_run
+from chinchilla_lm.report.tasks import task_charts, tasks_of
 
 _FIGURES = (
     figures.strip_chart,
@@ -78,6 +79,7 @@ def write_report(run_dir: Path | str) -> Path:
 def render_page(run: Run) -> str:
     """The page's HTML."""
     charts = [chart for chart in (draw(run) for draw in _FIGURES) if chart is not None]
+    charts += task_charts(run)
     return page_template("report.html.jinja").render(
         run=run,
         headline=words.headline(run),
@@ -90,6 +92,7 @@ def render_page(run: Run) -> str:
         convention=CONVENTIONS.get(str((run.law or {}).get("params_convention", "matmul")), "see law.json"),
         warnings=words.sentences_of((run.law or {}).get("warnings")),
         reasons=words.sentences_of((run.forecast or {}).get("reasons")),
+        tasks=tasks_of(run),
         stages=_stage_rows(run),
         stage_warnings=[text for stage in run.stages for text in words.sentences_of(stage.get("warnings"))],
         spent=words.spent_sentence(run),
