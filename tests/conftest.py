@@ -38,11 +38,11 @@ def tiny_model(tmp_path_factory) -> Path:
     import json  # what follows takes seconds to import, and most tests do without
 
     import torch
+    from tests.random_models import random_model
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from chinchilla_lm.core.shapes import ModelShape
     from chinchilla_lm.model.huggingface import save_model
-    from chinchilla_lm.model.transformer import Transformer, initialise
 
     torch.set_num_threads(1)
     tokenizer = Tokenizer(models.BPE())
@@ -54,12 +54,9 @@ def tiny_model(tmp_path_factory) -> Path:
     )  # fmt: skip
     tokenizer.train_from_iterator(LINES * 10, trainer)
     shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64}
-    model = Transformer(ModelShape(vocab=tokenizer.get_vocab_size(), context=512, **shape))
-    initialise(model, 3)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model = random_model(
+        ModelShape(vocab=tokenizer.get_vocab_size(), context=512, **shape), spread=0.3, seed=1, start=3
+    )
     folder = tmp_path_factory.mktemp("tiny") / "model"
     save_model(model, folder)
     tokenizer.save(str(folder / "tokenizer.json"))

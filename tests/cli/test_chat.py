@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from tests.random_models import random_model
 
 from chinchilla_lm.cli.chat import HELP, run_chat
 from chinchilla_lm.cli.main import run_command
@@ -20,7 +20,6 @@ from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.generate.request import Request
 from chinchilla_lm.generate.sampling import GREEDY, Sampling
 from chinchilla_lm.model.huggingface import save_model
-from chinchilla_lm.model.transformer import Transformer, initialise
 from chinchilla_lm.serve.conversation import Conversation
 from chinchilla_lm.serve.served_model import ServedModel, load_served_model
 from chinchilla_lm.serve.settings import Limits
@@ -37,14 +36,10 @@ def make_folder(folder: Path, template: str | None) -> Path:
     tokenizer = train_tokenizer([TEXT], 400)
     save_tokenizer(tokenizer, folder / "tokenizer", max_tokens=CONTEXT)
     vocab = tokenizer.get_vocab_size()
-    model = Transformer(
-        ModelShape(vocab=vocab, context=CONTEXT, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=32)
+    shape = ModelShape(
+        vocab=vocab, context=CONTEXT, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=32
     )
-    initialise(model, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    model = random_model(shape, spread=0.2, seed=0, start=0)
     extra = {} if template is None else {"chat_template.jinja": template}
     save_model(model, folder / "model", tokenizer_folder=folder / "tokenizer", extra_files=extra)
     return folder / "model"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from tests.random_models import random_model
 
 from chinchilla_lm.cli import models as commands
 from chinchilla_lm.cli.terminal import SamplingOptions
@@ -19,7 +19,6 @@ from chinchilla_lm.evals.perplexity import evaluate
 from chinchilla_lm.generate.completion import generate
 from chinchilla_lm.generate.sampling import Sampling
 from chinchilla_lm.model.huggingface import load_model, save_model
-from chinchilla_lm.model.transformer import Transformer, initialise
 
 TEXT = "The sailor said hello, and the sea said nothing. " * 40
 
@@ -30,13 +29,9 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(TEXT)
     save_tokenizer(train_tokenizer([TEXT], 300), folder / "tokenizer")
     shape = ModelShape(vocab=300, context=32, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32)
-    model = Transformer(shape)
-    initialise(model, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    save_model(model, folder / "model", tokenizer_folder=folder / "tokenizer")
+    save_model(
+        random_model(shape, spread=0.2, seed=0, start=0), folder / "model", tokenizer_folder=folder / "tokenizer"
+    )
     return folder
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.random_models import random_model
 
 from chinchilla_lm.core.errors import DataError, ModelError
 from chinchilla_lm.core.shapes import ModelShape
@@ -29,13 +30,8 @@ def _heldout(ids_ns: np.ndarray, target_bytes_n: np.ndarray) -> HeldOut:
 
 def _random_model(seed: int = 0, **changes: object) -> Transformer:
     sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "d_ff": 64, **changes}
-    model = Transformer(ModelShape(vocab=VOCAB, context=CONTEXT, **sizes))  # type: ignore[arg-type]
-    initialise(model, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
+    shape = ModelShape(vocab=VOCAB, context=CONTEXT, **sizes)  # type: ignore[arg-type]
+    return random_model(shape, seed=seed, start=seed)
 
 
 def test_loss_is_the_sum_by_hand(heldout: HeldOut) -> None:

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_models import random_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.evals.scorer import Scorer, TokenPair
-from chinchilla_lm.model.transformer import Transformer, initialise
+from chinchilla_lm.model.transformer import Transformer
 
 CONTEXT = 48
 LINES = ["the sea was calm and the sailor sang", "a whale came near the ship", "你好，大海", "the cook said no"] * 20
@@ -36,23 +37,8 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer) -> Transformer:
-    made = Transformer(
-        ModelShape(
-            vocab=tokenizer.get_vocab_size(),
-            context=CONTEXT,
-            d_model=32,
-            n_layers=2,
-            n_heads=2,
-            n_kv_heads=1,
-            head_dim=16,
-            d_ff=64,
-        )  # fmt: skip
-    )
-    initialise(made, 3)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return made.eval()
+    shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64}
+    return random_model(ModelShape(vocab=tokenizer.get_vocab_size(), context=CONTEXT, **shape), spread=0.3)
 
 
 @pytest.fixture(scope="module")

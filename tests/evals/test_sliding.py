@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.random_models import random_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chinchilla_lm.core.errors import ConfigError, DataError, ModelError
@@ -31,12 +32,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer) -> Transformer:
     shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64}
-    made = Transformer(ModelShape(vocab=tokenizer.get_vocab_size(), context=CONTEXT, **shape))
-    initialise(made, 3)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return made
+    return random_model(ModelShape(vocab=tokenizer.get_vocab_size(), context=CONTEXT, **shape), spread=0.3)
 
 
 def document(text: str, name: str = "a") -> Document:

@@ -8,27 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.random_models import random_model as random_model_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.tokenizer import END_OF_TEXT
 from chinchilla_lm.generate.batching import Scheduler
 from chinchilla_lm.generate.engine import Engine
-from chinchilla_lm.model.transformer import Transformer, initialise
+from chinchilla_lm.model.transformer import Transformer
 
 
 def make_random_model(layout: str = "qwen3", *, seed: int = 2, scale: float = 0.2, **changes: object) -> Transformer:
-    """Every weight random (the recipe starts the head at 0, which would make greedy choice a tie)."""
     sizes = {"vocab": 257, "context": 96, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8}
     if layout in ("chinchilla", "textbook"):
         sizes |= {"activation": "gelu", "n_kv_heads": 4}
-    model = Transformer(ModelShape(layout=layout, d_ff=64, **{**sizes, **changes}))  # type: ignore[arg-type]
-    initialise(model, seed=1)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
-    return model.eval()
+    shape = ModelShape(layout=layout, d_ff=64, **{**sizes, **changes})  # type: ignore[arg-type]
+    return random_model_of(shape, spread=scale, seed=seed)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.random_models import random_model
 
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.generate import engine as engine_module
@@ -15,7 +16,7 @@ from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.model import compiling, decoding
 from chinchilla_lm.model.decoding import Decoder, obstacle, quantise_rows
 from chinchilla_lm.model.huggingface import load_model, save_model
-from chinchilla_lm.model.transformer import Transformer, initialise
+from chinchilla_lm.model.transformer import Transformer
 
 needs_compiler = pytest.mark.skipif(decoding.find_compiler() is None, reason="no C++ compiler")
 QWEN3 = ModelShape(vocab=203, context=160, d_model=128, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=32, d_ff=192)
@@ -27,16 +28,6 @@ SHAPES = {
     "long-heads": replace(QWEN3, n_heads=2, n_kv_heads=1, head_dim=160),
 }
 WEIGHTS = ("float32", "bfloat16", "int8")
-
-
-def make_model(shape: ModelShape) -> Transformer:
-    model = Transformer(shape)
-    initialise(model, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model.eval()
 
 
 def make_ids(shape: ModelShape, count: int) -> list[int]:
@@ -64,7 +55,7 @@ def rounded(model: Transformer, weights: str) -> Transformer:
 def test_the_compiled_step_computes_what_torch_computes_with_the_same_rounded_weights(
     shape: ModelShape, weights: str, may_tile: bool
 ) -> None:
-    model, ids = make_model(shape), make_ids(shape, 150)
+    model, ids = random_model(shape), make_ids(shape, 150)
     with torch.no_grad():
         expected_tv = rounded(model, weights)(torch.tensor([ids]))[0]
     decoder = Decoder(model, 1, 160, weights, may_tile)
@@ -80,7 +71,7 @@ def test_the_compiled_step_computes_what_torch_computes_with_the_same_rounded_we
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_a_text_gets_the_same_bits_alone_in_a_batch_and_read_at_once(shape: ModelShape, weights: str) -> None:
-    engine, ids = Engine(make_model(shape), slots=19, weights=weights), make_ids(shape, 70)  # type: ignore[arg-type]
+    engine, ids = Engine(random_model(shape), slots=19, weights=weights), make_ids(shape, 70)  # type: ignore[arg-type]
     whole_tv = engine.prefill_logits(0, ids)
     engine.prefill(1, ids[:30])
     assert torch.equal(engine.extend(1, ids[30:37]), whole_tv[30:37])
@@ -98,7 +89,7 @@ def test_a_text_gets_the_same_bits_alone_in_a_batch_and_read_at_once(shape: Mode
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_what_the_cache_held_before_is_not_seen(weights: str, may_tile: bool) -> None:
     ids, every = make_ids(QWEN3, 77), range(77)
-    decoder = Decoder(make_model(QWEN3), 2, 160, weights, may_tile)
+    decoder = Decoder(random_model(QWEN3), 2, 160, weights, may_tile)
     for cache in decoder._caches:
         cache.fill_(torch.nan)
     first_tv = decoder.step(ids, [1] * 77, every, every, True)[1]
@@ -122,7 +113,7 @@ def test_the_fastest_flags_compile() -> None:
 @needs_compiler
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_threads_change_no_bit(weights: str) -> None:
-    model, ids = make_model(QWEN3), make_ids(QWEN3, 40)
+    model, ids = random_model(QWEN3), make_ids(QWEN3, 40)
     threads = torch.get_num_threads()
     found = []
     try:
@@ -138,7 +129,7 @@ def test_threads_change_no_bit(weights: str) -> None:
 @needs_compiler
 def test_a_prompt_longer_than_a_chunk_is_read_whole() -> None:
     shape = replace(QWEN3, context=decoding.LONGEST_CHUNK_TOKENS * 2 + 40)
-    model, ids = make_model(shape), make_ids(shape, decoding.LONGEST_CHUNK_TOKENS * 2 + 20)
+    model, ids = random_model(shape), make_ids(shape, decoding.LONGEST_CHUNK_TOKENS * 2 + 20)
     with torch.no_grad():
         expected_tv = model(torch.tensor([ids]))[0]
     engine = Engine(model, slots=1, weights="float32")
@@ -151,7 +142,7 @@ def test_a_prompt_longer_than_a_chunk_is_read_whole() -> None:
 def test_without_the_compiled_step_torch_gives_the_same_and_says_why(
     weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, ids = make_model(QWEN3), make_ids(QWEN3, 40)
+    model, ids = random_model(QWEN3), make_ids(QWEN3, 40)
     fast = Engine(model, slots=3, weights=weights)  # type: ignore[arg-type]
     monkeypatch.setattr(engine_module, "obstacle", lambda model: "no C++ compiler found")
     plain = Engine(model, slots=3, weights=weights)  # type: ignore[arg-type]
@@ -168,15 +159,15 @@ def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(decoding, "find_compiler", lambda: None)
     decoding._load_obstacle.cache_clear()
     try:
-        assert "no C++ compiler" in obstacle(make_model(QWEN3))
+        assert "no C++ compiler" in obstacle(random_model(QWEN3))
     finally:
         decoding._load_obstacle.cache_clear()
 
 
 def test_layouts_that_the_compiled_step_does_not_know_are_named() -> None:
     shape = replace(QWEN3, layout="chinchilla", activation="gelu", n_kv_heads=6)
-    assert "chinchilla with gelu" in obstacle(make_model(shape))
-    assert Engine(make_model(shape), slots=1).form == "torch"
+    assert "chinchilla with gelu" in obstacle(random_model(shape))
+    assert Engine(random_model(shape), slots=1).form == "torch"
 
 
 @pytest.mark.parametrize("layout", ["qwen3", "llama"])
@@ -184,7 +175,7 @@ def test_greedy_tokens_of_a_batch_equal_transformers_one_by_one(layout: str, tmp
     from transformers import AutoModelForCausalLM
 
     shape = replace(QWEN3, layout=layout, n_heads=4)  # type: ignore[arg-type]
-    save_model(make_model(shape), tmp_path / "model")
+    save_model(random_model(shape), tmp_path / "model")
     peer = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     prompts = [make_ids(QWEN3, length) for length in (1, 9, 40, 23)]
     expected = [

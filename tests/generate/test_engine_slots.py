@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.random_models import random_model
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.generate.engine import Engine
-from chinchilla_lm.model.transformer import Transformer, initialise
+from chinchilla_lm.model.transformer import Transformer
 
 QWEN3 = ModelShape(vocab=67, context=96, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=48)
 SHAPES = {
@@ -23,20 +24,9 @@ PROMPTS = ([5, 66, 20, 31, 9], [1], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18
 TOLERANCE = 2e-4  # float32 logits of size about 5 through sums of about 50 terms in another order
 
 
-def make_model(shape: ModelShape) -> Transformer:
-    """Every weight random: the recipe starts the head at 0, which would make greedy choice a tie."""
-    model = Transformer(shape)
-    initialise(model, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model.eval()
-
-
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
 def model(request: pytest.FixtureRequest) -> Transformer:
-    return make_model(request.param)
+    return random_model(request.param, spread=0.2)
 
 
 @torch.no_grad()
@@ -117,7 +107,7 @@ def test_a_copied_slot_continues_as_the_one_it_was_copied_from(model: Transforme
 
 @pytest.mark.parametrize("second", [PROMPTS[2], PROMPTS[2][:7], [*PROMPTS[2][:9], 50, 51], [1, 2], [*PROMPTS[2], 5]])
 def test_a_prompt_with_a_known_beginning_gives_the_same_logits(second: list[int]) -> None:
-    model = make_model(QWEN3)
+    model = random_model(QWEN3, spread=0.2)
     engine = Engine(model, slots=1, weights="float32")
     engine.prefill(0, PROMPTS[2])
     assert (engine.prefill(0, second) - plain_logits(model, second)[-1]).abs().max() < TOLERANCE
@@ -135,7 +125,7 @@ def test_rounded_weights_change_logits_little(model: Transformer, weights: str) 
 
 
 def test_the_model_is_not_changed() -> None:
-    model = make_model(QWEN3).train()
+    model = random_model(QWEN3, spread=0.2).train()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     for weights in ("float32", "bfloat16", "int8"):
         Engine(model, slots=1, weights=weights).prefill(0, [1, 2, 3])
@@ -145,7 +135,7 @@ def test_the_model_is_not_changed() -> None:
 
 
 def test_what_cannot_be_read_is_refused_and_changes_nothing() -> None:
-    engine = Engine(make_model(QWEN3), slots=1, capacity=8, weights="float32")
+    engine = Engine(random_model(QWEN3, spread=0.2), slots=1, capacity=8, weights="float32")
     engine.prefill(0, [1, 2, 3, 4, 5, 6])
     for ids, words in (([], "no tokens"), ([67], "outside"), ([-1], "outside"), ([1] * 3, "capacity of 8")):
         with pytest.raises(ModelError, match=words):
@@ -158,7 +148,7 @@ def test_what_cannot_be_read_is_refused_and_changes_nothing() -> None:
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
-    model = make_model(QWEN3)
+    model = random_model(QWEN3, spread=0.2)
     with torch.no_grad():
         model.blocks[0].attention.qkv.weight[0, 0] = float("nan")  # type: ignore[union-attr, index]
     with pytest.raises(ModelError, match="nan or infinite"):
@@ -168,4 +158,4 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 @pytest.mark.parametrize("options", [{"slots": 0}, {"capacity": 0}, {"capacity": 97}, {"weights": "int4"}])
 def test_an_engine_that_cannot_be_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        Engine(make_model(QWEN3), **options)  # type: ignore[arg-type]
+        Engine(random_model(QWEN3, spread=0.2), **options)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.random_models import add_noise
 from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
@@ -27,12 +28,7 @@ SAMPLINGS = {
 @pytest.fixture(scope="module")
 def sibling(model: Transformer, random_model: Callable[..., Transformer]) -> Transformer:
     """The model with noise: it agrees now and then."""
-    sibling = random_model()
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in sibling.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.03)
-    return sibling
+    return add_noise(random_model(), spread=0.03, seed=9)
 
 
 @pytest.mark.parametrize("guesses", [1, 3, 6])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.random_models import random_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from chinchilla_lm.core.errors import ConfigError, DataError, ModelError
@@ -18,7 +19,6 @@ from chinchilla_lm.model.gguf import GgufText, read_gguf, write_gguf
 from chinchilla_lm.model.gguf_tokenizer import CONTROL, NORMAL, UNUSED, build_tokenizer, describe_tokenizer
 from chinchilla_lm.model.huggingface import export_tensors
 from chinchilla_lm.model.model_config import SpecialIds
-from chinchilla_lm.model.transformer import Transformer, initialise
 
 gguf = pytest.importorskip("gguf")
 
@@ -32,15 +32,6 @@ SHAPES = {
     "llama-wide-heads-tied": replace(QWEN3, layout="llama", n_kv_heads=1, head_dim=16, is_tied=True),
 }
 SPECIAL = SpecialIds(bos=0, eos=0, pad=0)
-
-
-def make_model(shape: ModelShape) -> Transformer:
-    model = Transformer(shape)
-    initialise(model, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +48,7 @@ def text(tokenizer_folder) -> GgufText:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_float32_comes_back_bit_for_bit(tmp_path, text, shape):
-    model = make_model(shape)
+    model = random_model(shape)
     write_gguf(model, tmp_path / "m.gguf", text, name="tiny")
     back, text_back = read_gguf(tmp_path / "m.gguf")
     assert back.shape == shape
@@ -73,7 +64,7 @@ def test_transformers_computes_our_logits_from_our_file(tmp_path, text, is_tied)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Of qwen3 files transformers 5.23 ignores key_length, so its head_dim is wrong for small models.
-    model = make_model(replace(SHAPES["llama"], is_tied=is_tied))
+    model = random_model(replace(SHAPES["llama"], is_tied=is_tied))
     write_gguf(model, tmp_path / "m.gguf", text)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
     ids = torch.randint(VOCAB, (2, 40), generator=torch.Generator().manual_seed(3))
@@ -85,7 +76,7 @@ def test_transformers_computes_our_logits_from_our_file(tmp_path, text, is_tied)
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-8), ("q8_0", 1 / 254 + 2**-11)])
 def test_rounding_stays_within_the_format(tmp_path, text, precision, bound):
-    model = make_model(SHAPES["llama"])
+    model = random_model(SHAPES["llama"])
     write_gguf(model, tmp_path / "m.gguf", text, precision=precision)
     back, _ = read_gguf(tmp_path / "m.gguf")
     for (name, before), after in zip(export_tensors(model).items(), export_tensors(back).values(), strict=True):
@@ -97,7 +88,7 @@ def test_rounding_stays_within_the_format(tmp_path, text, precision, bound):
 
 
 def test_rows_that_are_no_whole_blocks_stay_float32(tmp_path, text):
-    write_gguf(make_model(replace(QWEN3, d_model=24)), tmp_path / "m.gguf", text, precision="q8_0")
+    write_gguf(random_model(replace(QWEN3, d_model=24)), tmp_path / "m.gguf", text, precision="q8_0")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     assert kinds["token_embd.weight"] == "F32"
     assert kinds["blk.1.ffn_down.weight"] == "Q8_0"
@@ -105,7 +96,7 @@ def test_rows_that_are_no_whole_blocks_stay_float32(tmp_path, text):
 
 def test_llama_rows_are_in_the_order_of_the_stock_converter(tmp_path, text):
     shape = SHAPES["llama"]
-    model = make_model(shape)
+    model = random_model(shape)
     write_gguf(model, tmp_path / "m.gguf", text)
     found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     for ours, theirs, heads in (("q", "attn_q", shape.n_heads), ("k", "attn_k", shape.n_kv_heads)):
@@ -129,29 +120,29 @@ def test_the_vocabulary_is_as_long_as_the_embedding(text):
 def test_our_own_layouts_are_refused_in_one_line(tmp_path, text, layout):
     shape = replace(QWEN3, layout=layout, activation="gelu", n_kv_heads=4)
     with pytest.raises(ModelError, match="exists in no other program; `chinchilla serve`") as caught:
-        write_gguf(make_model(shape), tmp_path / "m.gguf", text)
+        write_gguf(random_model(shape), tmp_path / "m.gguf", text)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_file_is_readable_by_all_and_replaces_the_old_one(tmp_path, text):
     (tmp_path / "m.gguf").write_text("old")
-    write_gguf(make_model(QWEN3), tmp_path / "m.gguf", text)
+    write_gguf(random_model(QWEN3), tmp_path / "m.gguf", text)
     assert stat.S_IMODE(os.stat(tmp_path / "m.gguf").st_mode) == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
     with pytest.raises(ConfigError, match="choose from f32, bf16, q8_0"):
-        write_gguf(make_model(QWEN3), tmp_path / "m.gguf", text, precision="q4_0")  # type: ignore[arg-type]
+        write_gguf(random_model(QWEN3), tmp_path / "m.gguf", text, precision="q4_0")  # type: ignore[arg-type]
     assert read_gguf(tmp_path / "m.gguf")[0].shape == QWEN3
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, text):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file"):
-        write_gguf(make_model(QWEN3), tmp_path / "file" / "m.gguf", text)
+        write_gguf(random_model(QWEN3), tmp_path / "file" / "m.gguf", text)
 
 
 def test_a_torn_file_is_refused(tmp_path, text):
-    write_gguf(make_model(QWEN3), tmp_path / "m.gguf", text)
+    write_gguf(random_model(QWEN3), tmp_path / "m.gguf", text)
     content = (tmp_path / "m.gguf").read_bytes()
     for size in (0, 3, 100, len(content) // 2, len(content) - 100):
         (tmp_path / "torn.gguf").write_bytes(content[:size])

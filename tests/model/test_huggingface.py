@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.random_models import random_model
 
 from chinchilla_lm.core.errors import ChinchillaError, DataError, ModelError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.model.huggingface import load_model, save_model
-from chinchilla_lm.model.transformer import Transformer, initialise
 
 TOLERANCE = 1e-4  # of float32 logits of size about 3; the two sides sum in different orders
 QWEN3 = ModelShape(vocab=61, context=48, d_model=32, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48)
@@ -32,15 +32,6 @@ OWN = {
     "qwen3-relu": replace(QWEN3, activation="relu"),
 }
 IDS = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(3))
-
-
-def make_model(shape: ModelShape) -> Transformer:
-    model = Transformer(shape)
-    initialise(model, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 @pytest.fixture
@@ -61,7 +52,7 @@ def tokenizer_folder(tmp_path) -> Path:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A good qwen3 folder, to be spoilt."""
-    save_model(make_model(QWEN3), tmp_path / "model")
+    save_model(random_model(QWEN3), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -74,7 +65,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 def test_transformers_computes_our_logits_from_our_folder(tmp_path, tokenizer_folder, shape):
     from transformers import AutoModelForCausalLM
 
-    model = make_model(shape)
+    model = random_model(shape)
     save_model(model, tmp_path / "model", tokenizer_folder=tokenizer_folder)
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not report["missing_keys"]
@@ -121,7 +112,7 @@ def test_we_compute_the_logits_of_a_folder_that_transformers_wrote(tmp_path, lay
 
 @pytest.mark.parametrize("shape", [*STOCK.values(), *OWN.values()], ids=[*STOCK.keys(), *OWN.keys()])
 def test_a_saved_model_comes_back_bit_for_bit(tmp_path, shape):
-    model = make_model(shape)
+    model = random_model(shape)
     save_model(model, tmp_path / "model")
     back = load_model(tmp_path / "model")
     assert back.shape == shape
@@ -139,7 +130,9 @@ def test_half_precision_weights_are_read_as_float32(folder):
 
 
 def test_the_folder_holds_what_servers_need(tmp_path, tokenizer_folder):
-    save_model(make_model(QWEN3), tmp_path / "m", tokenizer_folder=tokenizer_folder, extra_files={"README.md": "# hi"})
+    save_model(
+        random_model(QWEN3), tmp_path / "m", tokenizer_folder=tokenizer_folder, extra_files={"README.md": "# hi"}
+    )
     names = {path.name for path in (tmp_path / "m").iterdir()}
     assert names == {
         "config.json",
@@ -159,23 +152,23 @@ def test_the_folder_holds_what_servers_need(tmp_path, tokenizer_folder):
 
 
 def test_saving_again_replaces_the_folder(tmp_path):
-    save_model(make_model(QWEN3), tmp_path / "m", extra_files={"old.txt": "old"})
-    save_model(make_model(STOCK["llama"]), tmp_path / "m")
+    save_model(random_model(QWEN3), tmp_path / "m", extra_files={"old.txt": "old"})
+    save_model(random_model(STOCK["llama"]), tmp_path / "m")
     assert load_model(tmp_path / "m").shape.layout == "llama"
     assert not (tmp_path / "m" / "old.txt").exists()
 
 
 def test_a_failed_save_leaves_the_old_folder_and_no_temporary(tmp_path):
-    save_model(make_model(QWEN3), tmp_path / "m")
+    save_model(random_model(QWEN3), tmp_path / "m")
     with pytest.raises(ModelError, match="plain file name"):
-        save_model(make_model(STOCK["llama"]), tmp_path / "m", extra_files={"../escape": "x"})
+        save_model(random_model(STOCK["llama"]), tmp_path / "m", extra_files={"../escape": "x"})
     assert load_model(tmp_path / "m").shape == QWEN3
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_tokenizer_too_large_for_the_model_is_refused(tmp_path, tokenizer_folder):
     with pytest.raises(ModelError, match="token ids up to 2, the model only 2 rows"):
-        save_model(make_model(replace(QWEN3, vocab=2)), tmp_path / "m", tokenizer_folder=tokenizer_folder)
+        save_model(random_model(replace(QWEN3, vocab=2)), tmp_path / "m", tokenizer_folder=tokenizer_folder)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +207,7 @@ def test_a_spoilt_config_is_refused_in_one_line(folder, changes, message):
 
 
 def test_an_own_folder_with_a_broken_shape_is_refused(tmp_path):
-    save_model(make_model(OWN["chinchilla"]), tmp_path / "m")
+    save_model(random_model(OWN["chinchilla"]), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     for shape in (config["shape"] | {"d_model": 10**9}, config["shape"] | {"surprise": 1}, None):
         edit_config(tmp_path / "m", shape=shape)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.random_models import add_noise
 
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.shapes import ModelShape
@@ -31,11 +32,7 @@ def make_model(shape: ModelShape, *, is_shaken: bool = True) -> Transformer:
     """A model with all parameters in play (the initial one has zero residual outputs)."""
     model = Transformer(shape)
     initialise(model, seed=1)
-    if is_shaken:
-        generator = torch.Generator().manual_seed(2)
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model
+    return add_noise(model, spread=0.1, seed=2) if is_shaken else model
 
 
 def make_ids(rows: int, length: int, vocab: int = 61) -> torch.Tensor:

@@ -15,12 +15,11 @@ from typing import Any
 
 import httpx2
 import pytest
-import torch
+from tests.random_models import random_model
 
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.tokenizer import save_tokenizer, train_tokenizer
 from chinchilla_lm.model.huggingface import save_model
-from chinchilla_lm.model.transformer import Transformer, initialise
 from chinchilla_lm.serve.app import make_application
 from chinchilla_lm.serve.served_model import ServedModel, load_served_model
 from chinchilla_lm.serve.server import ModelServer
@@ -62,12 +61,7 @@ def make_folder(folder: Path, *, context: int = CONTEXT, template: str | None = 
     shape = ModelShape(
         vocab=vocab, context=context, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48
     )
-    model = Transformer(shape)
-    initialise(model, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    model = random_model(shape, spread=0.2, seed=0, start=0)
     extra = {} if template is None else {"chat_template.jinja": template}
     save_model(model, folder / "tiny", tokenizer_folder=folder / "tokenizer", extra_files=extra)
     return folder / "tiny"
