@@ -27,6 +27,10 @@ def files(tmp_path_factory) -> Path:
     (folder / "wishes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wishes))
     answers = [{"question": "who sang", "answers": ["the sailor"]}]
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    passages = [
+        {"question": "who sang", "context": "The sailor sang.", "answers": [{"text": "The sailor", "start": 0}]}
+    ]
+    (folder / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
     return folder
 
 
@@ -89,6 +93,35 @@ def test_other_tasks_ways_and_searches_run(tiny_model, files, capsys):
     assert near["search"]["best"]["template"] == near["template"]
 
 
+def test_orders_thoughts_and_votes_are_reachable(tiny_model, files, capsys, tmp_path):
+    learned = ("--test", files / "test.jsonl", "--limit", 3, "--train", files / "train.jsonl", "--dev-rows", 0)
+    words = ("text-classification", "--model", tiny_model, *learned, "--shots", 3, "--draws", 1, "--calibrate", "sum")
+    drawn, ordered = ask(capsys, *words), ask(capsys, *words, "--order", "entropy")
+    one, two = drawn["per_draw"][0]["demonstrations"], ordered["per_draw"][0]["demonstrations"]
+    assert sorted(one) == sorted(two)
+    for task, file, template in (
+        ("text-classification", "test", "text-classification/sentiment-question+thought"),
+        ("multiple-choice", "choice", "multiple-choice/question-letters+thought"),
+        ("question-answering", "answers", "question-answering/closed-question+thought"),
+        ("question-answering", "passages", "question-answering/context-passage+thought"),
+    ):
+        folder = tmp_path / template.replace("/", "-")
+        record = ask(
+            capsys, task, "--model", tiny_model, "--test", files / f"{file}.jsonl", "--limit", 2, "--thought",
+            "--samples", 3, "--out", folder,
+        )  # fmt: skip
+        assert (record["template"], record["scoring"]) == (f"en/{template}", ["written"])
+        lines = [json.loads(line) for line in (folder / "answers-0.jsonl").read_text().splitlines()]
+        assert len(lines) == record["rows"]
+        assert all(len(line["texts"]) == 3 and 0 <= line["share"] <= 1 for line in lines)
+
+
+def test_a_question_with_a_passage_is_asked_with_it(tiny_model, files, capsys):
+    words = ("question-answering", "--model", tiny_model, "--test")
+    assert ask(capsys, *words, files / "passages.jsonl")["template"] == "en/question-answering/context-passage"
+    assert ask(capsys, *words, files / "answers.jsonl")["template"] == "en/question-answering/closed-question"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -99,6 +132,8 @@ def test_other_tasks_ways_and_searches_run(tiny_model, files, capsys):
         (["--test", "/nowhere.jsonl"], "/nowhere.jsonl"),
         (["--calibrate", "best"], "best"),
         (["--search", "5"], "too few"),
+        (["--samples", "3"], "--samples 3 are of written texts; add --thought or --write"),
+        (["--order", "alphabet"], "alphabet"),
     ],
 )
 def test_a_wrong_request_is_one_line(tiny_model, files, capsys, words, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -77,6 +78,47 @@ def test_accuracy_by_rule_is_that_of_prompts_written_out(scorer, rule):
     assert result.draws[0].scores_nk == pytest.approx(expected, abs=2e-4)
     assert result.mean["accuracy"] == pytest.approx((expected.argmax(axis=1) == gold).mean())
     assert result.draws[0].by_rule == {rule: result.mean["accuracy"]}
+
+
+def test_order_by_entropy_is_the_best_of_all_orders_written_out(scorer):
+    drawn = PromptSettings(rule="sum", demonstrations=DemoSettings(shots=3, draws=2, seed=4))
+    ordered = PromptSettings(rule="sum", demonstrations=DemoSettings(shots=3, draws=2, seed=4, order="entropy"))
+    rows = PromptRows(tests=TESTS, pool=POOL[:8])  # five rows are left to probe with, in whatever order
+    pairs = zip(
+        answer_by_choice(scorer, REVIEW, rows, drawn).draws,
+        answer_by_choice(scorer, REVIEW, rows, ordered).draws,
+        strict=True,
+    )
+    for as_drawn, draw in pairs:
+        assert set(draw.demonstrations) == set(as_drawn.demonstrations)
+        probes = [row["text"] for number, row in enumerate(rows.pool) if number not in draw.demonstrations]
+        entropies = {}
+        for order in itertools.permutations(draw.demonstrations):
+            solved = [POOL[number] for number in order]
+            before = "".join(f"Review: {row['text']}\nSentiment: {row['label']}\n\n" for row in solved)
+            shares_pk = np.exp(log_softmax(prices(scorer, before, probes)))
+            wins_k = np.bincount(shares_pk.argmax(axis=1), minlength=2) / len(probes)
+            of_wins = -sum(share * np.log(share) for share in wins_k if share)
+            entropies[order] = (round(of_wins, 9), -(shares_pk * np.log(shares_pk)).sum(axis=1).mean())
+        best = max(entropies.values())
+        assert entropies[draw.demonstrations] == pytest.approx(best, abs=1e-5)
+        assert best > min(entropies.values())
+        before = "".join(f"Review: {POOL[n]['text']}\nSentiment: {POOL[n]['label']}\n\n" for n in draw.demonstrations)
+        assert draw.scores_nk == pytest.approx(by_hand(scorer, before, "sum"), abs=3e-4)
+
+
+def test_order_by_entropy_is_refused_where_it_means_nothing(scorer):
+    with pytest.raises(ConfigError, match="nearest row last"):
+        DemoSettings(shots=2, method="bm25", order="entropy")
+    few = PromptSettings(rule="sum", demonstrations=DemoSettings(shots=2, draws=1, order="entropy"))
+    with pytest.raises(DataError, match="rows beyond the demonstrations"):
+        answer_by_choice(scorer, REVIEW, PromptRows(tests=TESTS[:1], pool=POOL[:2]), few)
+    question = {"question": "who sang?", "choices": ["the cook", "the sailor"], "label": 0}
+    rows = PromptRows(
+        tests=[question], pool=[{**question, "question": f"{n} came?"} for n in ("who", "which ship", "what")]
+    )
+    with pytest.raises(ConfigError, match="no closed label set"):
+        answer_by_choice(scorer, load_template("en/multiple-choice/question-answer"), rows, few)
 
 
 @pytest.mark.parametrize("rule", ["sum", "cc", "bc", "pmi"])

@@ -21,11 +21,9 @@ from chinchilla_lm.core.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from tokenizers import Tokenizer
-
     from chinchilla_lm.data.loader import HeldOut
+    from chinchilla_lm.evals.loading import Loaded
     from chinchilla_lm.generate.completion import Generation
-    from chinchilla_lm.model.transformer import Transformer
 
 _DEFAULTS = SamplingOptions()
 _SUITE_DEFAULTS = SuiteOptions()
@@ -52,12 +50,15 @@ def generate(
         json: Print one JSON document: text, tokens, tokens_per_s, finish_reason.
     """
     # torch takes seconds to import
+    from chinchilla_lm.evals.loading import load_for_evaluation
     from chinchilla_lm.generate.completion import stream
     from chinchilla_lm.serve.draft import load_draft
 
     chosen = sampling.sampling()
-    transformer, tokenizer, stop_ids = _load(model)
+    loaded = load_for_evaluation(model)
+    transformer, tokenizer = loaded.model, loaded.tokenizer
     guesser = None if draft is None else load_draft(model, draft, transformer, tokenizer, slots=1, weights="float32")
+    stop_ids = None if loaded.stop_id is None else (loaded.stop_id,)
     pieces = stream(
         transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=chosen, stop_ids=stop_ids, draft=guesser
     )
@@ -105,11 +106,12 @@ def evaluate(
 
         evaluate_domains(model, corpus, suites.stride, is_json=json)
         return
+    from chinchilla_lm.evals.loading import load_for_evaluation
     from chinchilla_lm.evals.perplexity import evaluate as measure
 
-    transformer, tokenizer, _ = _load(model)
-    heldout = _held_out(model, transformer, tokenizer, corpus=corpus, data=data, max_tokens=max_tokens)
-    result = measure(transformer, heldout)
+    loaded = load_for_evaluation(model)
+    heldout = _held_out(model, loaded, corpus=corpus, data=data, max_tokens=max_tokens)
+    result = measure(loaded.model, heldout)
     if json:
         _print_json({"schema": "eval/1", **result.to_dict()})
         return
@@ -120,23 +122,9 @@ def evaluate(
     print(f"measured on    {result.tokens:,} tokens, {result.bytes:,} bytes")
 
 
-def _load(model: Path) -> tuple[Transformer, Tokenizer, tuple[int, ...] | None]:
-    """Return the model, its tokenizer and the tokens that end a text (None: the tokenizer's end-of-text token)."""
-    # torch takes seconds to import
-    from chinchilla_lm.data.tokenizer import load_tokenizer
-    from chinchilla_lm.model.huggingface import load_model
-    from chinchilla_lm.model.model_config import read_special_ids
-
-    folder = model / "model" if (model / "model" / "config.json").is_file() else model
-    transformer = load_model(folder)
-    end_of_text = read_special_ids(folder, transformer.shape.vocab).eos
-    return transformer, load_tokenizer(folder), None if end_of_text is None else (end_of_text,)
-
-
 def _held_out(
     model: Path,
-    transformer: Transformer,
-    tokenizer: Tokenizer,
+    loaded: Loaded,
     *,
     corpus: tuple[str, ...],
     data: Path | None,
@@ -149,13 +137,13 @@ def _held_out(
     if corpus and data:
         raise DataError("--corpus and --data were both given; give one of them")
     if corpus:
-        return windows_of_documents(read_documents(corpus), tokenizer, transformer.shape.context, max_tokens)
+        return windows_of_documents(read_documents(corpus), loaded.tokenizer, loaded.model.shape.context, max_tokens)
     data = model / "data" if data is None else data
     if not data.is_dir():
         raise DataError(
             f"{data} is not a prepared folder; give --corpus TEXT, or --data DIR that `chinchilla prepare` wrote"
         )
-    return heldout_windows(data, transformer.shape.context, max_tokens)
+    return heldout_windows(data, loaded.model.shape.context, max_tokens)
 
 
 def _join(pieces: Generator[str, None, Generation]) -> Generation:

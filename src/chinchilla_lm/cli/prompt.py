@@ -65,6 +65,9 @@ class PromptOptions:
     """Draws of demonstrations; the figure is their mean."""
     method: Literal["balanced", "random", "nearest", "bm25"] = "balanced"
     """How demonstrations are chosen; nearest is by the model's own hidden states."""
+    order: Literal["drawn", "entropy"] = "drawn"
+    """Of the demonstrations: random as drawn (nearest and bm25: the nearest last), or the one of up to 24 under which
+    the model's answers to 16 unlabelled training rows vary most."""
     calibrate: RuleWord = "auto"
     """The scoring rule; auto chooses on dev rows."""
     search: int = 0
@@ -72,9 +75,9 @@ class PromptOptions:
     write: Annotated[bool, Parameter(negative="")] = False
     """Let the model write its answer, held to the choices, instead of scoring them."""
     thought: Annotated[bool, Parameter(negative="")] = False
-    """Ask for a chain of thought first."""
+    """Let the model write a chain of thought first, then its answer."""
     samples: int = 1
-    """Texts a row; more than one are voted on."""
+    """Written texts a row; more than one are drawn at --temperature and voted on (self-consistency)."""
     temperature: float = 0.7
     """Of the samples."""
     seed: int = 0
@@ -161,16 +164,26 @@ def _answer(
     console: Console,
 ) -> tuple[Template, PromptResult | WrittenResult, dict[str, Any] | None]:
     from chinchilla_lm.evals.prompted import PromptSettings, answer_by_choice
-    from chinchilla_lm.evals.template_choice import fitting_templates, search_templates
+    from chinchilla_lm.evals.template_choice import fitting_templates, search_templates, thinking_templates
     from chinchilla_lm.evals.written import Writing, answer_by_writing
     from chinchilla_lm.prompt.demonstrations import DemoSettings
 
     templates = fitting_templates(task, options.language, labelled, options.template or None)
+    if options.thought:
+        templates = thinking_templates(templates)
+    if options.samples > 1 and not options.write and templates[0].kind == "choice":
+        raise ConfigError(
+            f"--samples {options.samples} are of written texts; add --thought or --write, or leave it out"
+        )
+    if options.search and templates[0].kind != "choice":
+        raise ConfigError(f"--search compares scored choices, and {templates[0].name} writes; leave one of them out")
     scorer = loaded.scorer(options.weights)
     if options.method == "nearest" and options.shots:
         rows = _with_vectors(loaded, scorer, templates[0], rows)
     draws = options.draws if options.shots else 1
-    demonstrations = DemoSettings(shots=options.shots, method=options.method, draws=draws, seed=options.seed)
+    demonstrations = DemoSettings(
+        shots=options.shots, method=options.method, order=options.order, draws=draws, seed=options.seed
+    )
     searched, template = None, templates[0]
     if options.search:
         arms = [one for one in templates if one.kind == "choice"]
@@ -178,8 +191,6 @@ def _answer(
         found = search_templates(scorer, arms, rows, demonstrations, budget_items=options.search)
         template = next(one for one in arms if one.name == found.best.arm.template)
         searched = _search_record(found)
-    if options.thought:
-        template = template.thinking()
     settings = PromptSettings(rule=options.calibrate, demonstrations=demonstrations)
     with Progress(
         TextColumn("answering"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),

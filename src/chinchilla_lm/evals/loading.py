@@ -1,4 +1,4 @@
-"""A model folder or a run directory to what evaluations need: model, tokenizer, special tokens, scorer."""
+"""A model folder or a run directory to what a finished model is used with: tokenizer, special tokens, scorer."""
 
 from __future__ import annotations
 
@@ -11,30 +11,48 @@ from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.data.tokenizer import load_tokenizer
 from chinchilla_lm.evals.scorer import Scorer
 from chinchilla_lm.model.huggingface import load_model
-from chinchilla_lm.model.model_config import read_special_ids
+from chinchilla_lm.model.model_config import SpecialIds, read_special_ids
 from chinchilla_lm.model.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model to evaluate.
+    """A finished model.
 
     Attributes:
         folder: of the model itself.
         model: float32, in evaluation mode.
         tokenizer: its own.
-        start_id: the token before a text: beginning-of-text, else end-of-text.
-        stop_id: end-of-text; None: none.
+        special: beginning and end of text, where the tokenizer names them.
     """
 
     folder: Path
     model: Transformer
     tokenizer: Tokenizer
-    start_id: int
-    stop_id: int | None
+    special: SpecialIds
+
+    @property
+    def stop_id(self) -> int | None:
+        """The end-of-text token; None: none."""
+        return self.special.eos
+
+    @property
+    def start_id(self) -> int:
+        """The token before a text: beginning-of-text, else end-of-text.
+
+        Raises:
+            ModelError: the tokenizer names neither.
+        """
+        start = self.special.bos if self.special.bos is not None else self.special.eos
+        if start is None:
+            raise ModelError(
+                f"{self.folder}: tokenizer_config.json names neither bos_token nor eos_token, and an empty text needs "
+                "one to start from; name the token that separates documents"
+            )
+        return start
 
     def scorer(self, weights: str = "auto") -> Scorer:
-        """Return a scorer with weights "auto", "float32", "bfloat16" or "int8"."""
+        """Return a scorer with weights "auto", "float32", "bfloat16" or "int8"; errors as `start_id`."""
         return Scorer(self.model, self.tokenizer, start_id=self.start_id, weights=weights)
 
 
@@ -45,16 +63,10 @@ def load_for_evaluation(place: Path) -> Loaded:
         place: a Qwen3 or Llama folder, one of ours, or a run directory, whose model/ is taken.
 
     Raises:
-        ModelError: a layout that is not read, or a tokenizer that names neither beginning nor end of text.
+        ModelError: a layout that is not read.
         DataError: a file is absent.
     """
     folder = place / "model" if (place / "model" / "config.json").is_file() else place
     model = load_model(folder).eval()
     special = read_special_ids(folder, model.shape.vocab)
-    start = special.bos if special.bos is not None else special.eos
-    if start is None:
-        raise ModelError(
-            f"{folder}: tokenizer_config.json names neither bos_token nor eos_token, and an empty text needs one to "
-            "start from; name the token that separates documents"
-        )
-    return Loaded(folder=folder, model=model, tokenizer=load_tokenizer(folder), start_id=start, stop_id=special.eos)
+    return Loaded(folder=folder, model=model, tokenizer=load_tokenizer(folder), special=special)

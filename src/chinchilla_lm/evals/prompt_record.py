@@ -60,7 +60,7 @@ def write_prompt_folder(
     """
     for draw in result.draws:
         lines = [
-            json.dumps({**dict(row), "answer": answer}, ensure_ascii=False, default=str)
+            json.dumps({**dict(row), **answer}, ensure_ascii=False, default=str)
             for row, answer in zip(rows.tests, _answers(draw), strict=True)
         ]
         write_text(folder / f"answers-{draw.draw}.jsonl", "\n".join(lines) + "\n")
@@ -85,5 +85,9 @@ def _plain(draw: DrawResult | WrittenDraw) -> list[Any]:
     return [int(one) for one in draw.demonstrations] if all(isinstance(one, int) for one in draw.demonstrations) else []
 
 
-def _answers(draw: DrawResult | WrittenDraw) -> list[Any]:
-    return list(draw.predicted if isinstance(draw, DrawResult) else draw.answers)
+def _answers(draw: DrawResult | WrittenDraw) -> list[dict[str, Any]]:
+    """Of each row: the answer; where it was written also the texts, and which share of them agree with the answer."""
+    if isinstance(draw, DrawResult):
+        return [{"answer": answer} for answer in draw.predicted]
+    written = zip(draw.answers, draw.texts, draw.shares, strict=True)
+    return [{"answer": answer, "texts": list(texts), "share": share} for answer, texts, share in written]

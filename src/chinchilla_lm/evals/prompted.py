@@ -10,7 +10,7 @@ A template writes its answers or has choices: this file scores choices; `written
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,15 @@ from chinchilla_lm.metrics.classification import measure_choices, measure_classi
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.prompt.choosing import MIN_LABELLED_ROWS, RuleChoice, choose_rule, rule_without_labels, rules_to_try
 from chinchilla_lm.prompt.demonstrations import DemoDraw, DemoSettings, select_demonstrations
+from chinchilla_lm.prompt.ordering import order_by_entropy
 from chinchilla_lm.prompt.plan import RULES, ScoreRequest, plan_scores
 from chinchilla_lm.prompt.rules import finish_scores, probabilities
 from chinchilla_lm.prompt.template import Template
 
 Row = Mapping[str, Any]
+PROBES = 16
+"""Unlabelled rows on which entropy is measured, under each of up to 24 orders. Lu et al. 2022 have the model write as
+many as there are orders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,8 @@ def answer_by_choice(
     draws = demonstration_draws(template, rows, settings.demonstrations)
     results: list[DrawResult] = []
     cut: set[int] = set()
+    if settings.demonstrations.order == "entropy":
+        draws = [order_draw(scorer, template, rows, draw, settings.demonstrations.seed) for draw in draws]
     for draw in draws:
         wanted = _wanted(settings, template, rows)
         asked = DrawnScores(scorer, template, tests, draw, wanted, progress)
@@ -212,6 +218,44 @@ def demonstration_draws(template: Template, rows: PromptRows, settings: DemoSett
     if not rows.pool:
         raise DataError(f"{settings.shots} shots need solved rows; give a training file, or ask for 0 shots")
     return select_demonstrations(template, rows.pool, rows.tests, settings, rows.vectors)
+
+
+def order_draw(scorer: Scorer, template: Template, rows: PromptRows, draw: DemoDraw, seed: int) -> DemoDraw:
+    """Put a draw's demonstrations into the order under which the model's answers have the highest entropy.
+
+    Args:
+        scorer: holds the model.
+        template: with a closed label set.
+        rows: the pool's other rows are the probes; their answers are not read.
+        draw: shared by all rows.
+        seed: of the probes, and of the orders tried where there are more than 24.
+
+    Raises:
+        ConfigError: rows have choices of their own.
+        DataError: the pool holds no row beyond the demonstrations.
+    """
+    if not template.is_closed:
+        raise ConfigError(
+            f"{template.name} has no closed label set to measure the entropy of; leave the order as drawn"
+        )
+    if len(draw.indices) < 2:
+        return draw
+    others = [number for number in range(len(rows.pool)) if number not in draw.indices]
+    if not others:
+        raise DataError("the order entropy needs rows beyond the demonstrations to probe; give more training rows")
+    chosen = np.random.default_rng([seed, draw.draw]).permutation(others)[:PROBES]
+    probes = [rows.pool[number] for number in chosen]
+
+    def probabilities_of(places: Sequence[int]) -> np.ndarray:
+        ordered = replace(draw, rows=tuple(draw.rows[place] for place in places))
+        return probabilities(DrawnScores(scorer, template, probes, ordered, ["sum"]).scores["sum"])
+
+    order = order_by_entropy(range(len(draw.rows)), probabilities_of, seed=seed).order
+    return replace(
+        draw,
+        indices=tuple(draw.indices[place] for place in order),
+        rows=tuple(draw.rows[place] for place in order),
+    )
 
 
 def over_draws(measured: Sequence[Measures]) -> tuple[dict[str, float], dict[str, float]]:

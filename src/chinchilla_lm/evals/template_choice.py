@@ -26,6 +26,8 @@ FIRST_WORDINGS = {
     "question": "question-answer",  # lm-evaluation-harness, arc and piqa; answers by letter are luck below a billion
     "continuation": "continuation-plain",  # lm-evaluation-harness, copa and hellaswag
     "schema": "schema-partial",  # Trinh and Le 2018
+    "context": "context-passage",
+    "closed": "closed-question",  # lm-evaluation-harness, triviaqa
 }
 """The wording that the field uses for a kind of rows: it goes before the others of its family, which follow in the
 order of their names. Where a language lacks it, its family still goes first."""
@@ -72,6 +74,22 @@ def fitting_templates(task: str, language: str, rows: Sequence[Row], name: str |
         fitting,
         key=lambda one: (one.family != family, one.name.rsplit("/", 1)[-1] != first, one.kind != "choice"),
     )
+
+
+def thinking_templates(templates: Sequence[Template]) -> list[Template]:
+    """Return the chain-of-thought forms of the first template's family, in order.
+
+    Raises:
+        ConfigError: the family has none.
+    """
+    family = [one for one in templates if one.family == templates[0].family]
+    thinking = [one.thinking() for one in family if one.thought is not None]
+    if not thinking:
+        raise ConfigError(
+            f"no wording of the family of {templates[0].name} has a chain-of-thought form; leave --thought out, or add "
+            "`thought` to a template file of yours and name it with --template"
+        )
+    return thinking
 
 
 def search_templates(
@@ -145,6 +163,8 @@ def _family(task: str, rows: Sequence[Row]) -> str:
         if not any(questions):
             return "schema"
         return "question" if any(text.endswith(_SENTENCE_ENDS) for text in questions) else "continuation"
+    if task == "question-answering":
+        return "context" if any(row.get("context") for row in rows) else "closed"
     if task != "text-classification":
         return ""
     labels = {str(row["label"]) for row in rows}

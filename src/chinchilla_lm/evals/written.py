@@ -116,6 +116,8 @@ def answer_by_writing(
             else "leave the constraint out"
         )
         raise ConfigError(f"{template.name} is a template of kind {template.kind}; {way_out}")
+    if settings.demonstrations.order == "entropy":
+        raise ConfigError("the order entropy is found by scoring choices; score them, or leave the order as drawn")
     results, cut = [], 0
     for draw in demonstration_draws(template, rows, settings.demonstrations):
         shown = [draw.rows if draw.is_shared else draw.rows[number] for number in range(len(rows.tests))]

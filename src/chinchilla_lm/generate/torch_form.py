@@ -86,7 +86,8 @@ class TorchForm:
             places.setdefault(len(row), []).append(place)
         parts: dict[int, Tensor] = {}
         for own in places.values():
-            logits_wv = self.forward(*([rows[place] for place in own] for rows in (slots, pasts, ids)), last_only)
+            own_slots, own_pasts, own_ids = ([rows[place] for place in own] for rows in (slots, pasts, ids))
+            logits_wv = self.forward(own_slots, own_pasts, own_ids, last_only)  # type: ignore[arg-type]
             parts |= dict(zip(own, logits_wv.chunk(len(own)), strict=True))
         return [parts[place] for place in range(len(ids))]
 

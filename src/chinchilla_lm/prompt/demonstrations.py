@@ -27,6 +27,8 @@ from chinchilla_lm.prompt.rows import with_derived_fields
 from chinchilla_lm.prompt.template import Template
 
 Method = Literal["balanced", "random", "nearest", "bm25"]
+Order = Literal["drawn", "entropy"]
+NEAREST: tuple[Method, ...] = ("nearest", "bm25")
 # Of the pool, for each draw of the nearest-neighbour methods.
 POOL_SHARE = 0.8
 
@@ -38,18 +40,25 @@ class DemoSettings:
     Attributes:
         shots: demonstrations in a prompt, >= 0.
         method: see the module's first lines.
+        order: of the demonstrations: as the method draws them, or the one that `ordering` finds by the model's entropy
+            on unlabelled rows (whoever holds the model does it); not with nearest and bm25, whose nearest stand last.
         draws: independent choices, >= 1; figures are means over them.
         seed: of the draws.
     """
 
     shots: int = 4
     method: Method = "balanced"
+    order: Order = "drawn"
     draws: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.shots < 0 or self.draws < 1:
             raise ConfigError(f"shots = {self.shots}, draws = {self.draws}; write shots >= 0 and draws >= 1")
+        if self.order == "entropy" and self.method in NEAREST:
+            raise ConfigError(
+                f"the method {self.method} puts the nearest row last; take balanced or random with the order entropy"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +111,7 @@ def select_demonstrations(
     """
     chosen = settings or DemoSettings()
     guard = _Guard(template, pool, tests)
-    if chosen.method in ("nearest", "bm25"):
+    if chosen.method in NEAREST:
         similarity = _similarity(template, pool, tests, chosen.method, vectors)
         return _nearest_draws(guard, similarity, chosen)
     labels = _labels(template, pool) if chosen.method == "balanced" else [0] * len(pool)
