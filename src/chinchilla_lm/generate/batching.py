@@ -13,8 +13,8 @@ independent. A request that fails ends with its error; the others go on. Never s
 from __future__ import annotations
 
 import threading
-from collections import deque
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
@@ -93,7 +93,7 @@ class Scheduler:
         self._waiting: deque[tuple[Ticket, deque[TextSequence]]] = deque()
         self._running: list[Running] = []
         self._free = deque(range(engine.slots))  # the longest unused first
-        self._counts = Statistics(slots=engine.slots)
+        self._counts: Counter[str] = Counter()
         self._turn = 0  # whose prompt is read next
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="chinchilla-scheduler", daemon=True)
@@ -145,8 +145,9 @@ class Scheduler:
     def statistics(self) -> Statistics:
         """Return the counts as they are now."""
         with self._changed:
-            return replace(
-                self._counts,
+            return Statistics(
+                **self._counts,
+                slots=self._engine.slots,
                 running=len(self._running),
                 waiting=sum(len(sequences) for _, sequences in self._waiting),
                 slots_busy=self._engine.slots - len(self._free),
@@ -166,7 +167,8 @@ class Scheduler:
 
     def _count(self, **more: int) -> None:
         """Add to counters; the lock is held."""
-        self._counts = replace(self._counts, **{name: getattr(self._counts, name) + more[name] for name in more})
+        for name, count in more.items():
+            self._counts[name] += count
 
     # The worker's side: only its thread calls what follows.
 
@@ -192,6 +194,8 @@ class Scheduler:
 
     def _drop_cancelled(self) -> None:
         with self._changed:
+            if not any(ticket.is_cancelled for ticket in self._tickets()):
+                return
             kept: deque[tuple[Ticket, deque[TextSequence]]] = deque()
             dropped = [running for running in self._running if running.ticket.is_cancelled]
             waiting = [(ticket, sequence) for ticket, line in self._waiting for sequence in line if ticket.is_cancelled]
@@ -289,7 +293,7 @@ class Scheduler:
             for running in ready:
                 self._decode_alone(running)
             return
-        for (lane, _), rows_tv in zip(lanes, logits_wv.split([len(row) for row in rows]), strict=True):
+        for (lane, _), rows_tv in zip(lanes, logits_wv.split_with_sizes([len(row) for row in rows]), strict=True):
             lane.rows_tv = rows_tv
         for running in ready:
             self._take(running, guesses.get(running, []))

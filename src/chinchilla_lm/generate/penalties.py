@@ -58,7 +58,8 @@ class Penalties:
         self._counts[token] = self._counts.get(token, 0) + 1
         if token not in self._seen:
             self._seen[token] = None
-            self._seen_ids = torch.cat([self._seen_ids, torch.tensor([token])])
+            if self._sampling.repetition_penalty != 1:  # its only use
+                self._seen_ids = torch.cat([self._seen_ids, torch.tensor([token])])
         if self._bad_words:
             self._tail = [*self._tail, token][-self._longest_bad_word :]
 

@@ -19,7 +19,16 @@ CONTEXT_TOKENS = 6  # prompt tokens that show a decoder that it is in mid-text (
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return the prompt's token ids by the tokenizer's own rule; "" becomes the end-of-text token: a text starts."""
-    return tokenizer.encode(prompt).ids or list(end_of_text_ids(tokenizer))[:1]
+    return encode_text(tokenizer, prompt) or list(end_of_text_ids(tokenizer))[:1]
+
+
+def encode_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Return a text's token ids, as `Tokenizer.encode` does, while other threads run.
+
+    `encode` keeps the interpreter's lock until it is done (130 ms for 98,000 characters, 2026-11-22), the batch's form
+    gives it up.
+    """
+    return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 def end_of_text_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -31,11 +32,13 @@ class Ticket:
         self.is_cancelled = False
         self._wake_scheduler = wake_scheduler
         self._changed = threading.Condition()
-        self._events: deque[Event] = deque()
+        self._events: deque[tuple[float, Event]] = deque()  # with the time.monotonic() of their publishing
         self._withheld: list[list[Event]] = [[] for _ in sequences]
         self._unfinished = len(sequences)
         self._error: Exception | None = None
-        self._listener: Callable[[], None] | None = None
+        self._listener: Callable[[], object] | None = None
+        self._tells_end_only = False
+        self._has_told = False  # since the listener last looked
 
     @property
     def is_finished(self) -> bool:
@@ -59,7 +62,7 @@ class Ticket:
                     self._changed.wait_for(lambda: self._events or self.is_finished)
                     if not self._events:
                         break
-                    event = self._events.popleft()
+                    event = self._events.popleft()[1]
                 yield event
         finally:
             if not self.is_finished:
@@ -69,18 +72,13 @@ class Ticket:
 
     async def aevents(self) -> AsyncIterator[Event]:
         """`events` for asyncio; closing it (a client that left) cancels the request."""
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
-
-        def listen() -> None:
-            loop.call_soon_threadsafe(news.set)
-
-        self._listener = listen
+        news = asyncio.Event()
+        self.listen(news.set)
         try:
             while True:
                 news.clear()
-                with self._changed:
-                    is_finished, events = self.is_finished, self.take()
-                for event in events:
+                is_finished, events = self.look()
+                for _, event in events:
                     yield event
                 if is_finished:
                     break
@@ -92,10 +90,37 @@ class Ticket:
         if self._error is not None:
             raise self._error
 
+    def listen(self, listener: Callable[[], None], *, at_end: bool = False) -> None:
+        """Have a function called in this thread's event loop when there is news after a `look`; replaces the last.
+
+        Args:
+            listener: called without delay.
+            at_end: the only news is the end.
+        """
+        loop = asyncio.get_running_loop()
+        self._listener, self._tells_end_only = lambda: loop.call_soon_threadsafe(listener), at_end
+
+    def look(self) -> tuple[bool, tuple[tuple[float, Event], ...]]:
+        """Return whether it is finished, and what has come since the last look, without waiting.
+
+        Returns:
+            Finished or not; (time.monotonic() of its publishing, event) of each.
+
+        Raises:
+            ChinchillaError: what made the request fail.
+        """
+        with self._changed:
+            is_finished, events = self.is_finished, tuple(self._events)
+            self._events.clear()
+            self._has_told = False
+        if self._error is not None and not events:
+            raise self._error
+        return is_finished, events
+
     def take(self) -> tuple[Event, ...]:
         """Return the events that have come since the last look, without waiting."""
         with self._changed:
-            events = tuple(self._events)
+            events = tuple(event for _, event in self._events)
             self._events.clear()
         return events
 
@@ -113,11 +138,11 @@ class Ticket:
             if self.request.choices > self.request.n:
                 self._withheld[sequence.index].append(event)
             else:
-                self._events.append(event)
+                self._events.append((time.monotonic(), event))
             if event.finish_reason is not None:
                 self._unfinished -= 1
                 if self._unfinished == 0 and self.request.choices > self.request.n:
-                    self._events.extend(self._best_choices())
+                    self._events.extend((time.monotonic(), best) for best in self._best_choices())
             self._tell()
 
     def fail(self, error: Exception) -> None:
@@ -143,7 +168,9 @@ class Ticket:
 
     def _tell(self) -> None:
         self._changed.notify_all()
-        if self._listener is not None:
+        is_news = self.is_finished or not self._tells_end_only
+        if self._listener is not None and is_news and not self._has_told:
+            self._has_told = True  # each call wakes the loop: one is enough until it looks
             try:
                 self._listener()
             except RuntimeError:  # the reader's event loop is closed: nobody will read on

@@ -69,7 +69,7 @@ class AnswerReader:
         """
 
         def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-            encoding = self._tokenizer.encode(text)
+            encoding = self._tokenizer.encode_batch([text])[0]  # `encode` would let no other thread run
             return encoding.ids, encoding.offsets
 
         return encode_prompted(

@@ -5,13 +5,13 @@ Symbols: `place` is a prompt's place in the request; a choice's index is place *
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from chinchilla_lm.generate.request import Event, Request, TokenLogprob, join_events
 from chinchilla_lm.generate.text import TextStream
+from chinchilla_lm.serve.guards import new_id
 from chinchilla_lm.serve.runs import Run
 from chinchilla_lm.serve.served_model import ServedModel
 
@@ -25,7 +25,7 @@ class Answer:
         """Takes the requests in the order of the prompts."""
         self._served, self._requests, self._is_chat = served, list(requests), is_chat
         self._head = {
-            "id": ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12),
+            "id": ("chatcmpl-" if is_chat else "cmpl-") + new_id(),
             "created": int(time.time()),
             "model": served.name,
         }

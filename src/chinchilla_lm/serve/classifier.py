@@ -82,7 +82,7 @@ class Tagger:
     @torch.inference_mode()
     def entities(self, text: str) -> list[dict[str, Any]]:
         """Return {entity_group, word, start, end, score} of each entity, characters from `start` to before `end`."""
-        encoding = self._tokenizer.encode(text)
+        encoding = self._tokenizer.encode_batch([text])[0]  # `encode` would let no other thread run
         x_td = self.trunk.hidden(torch.tensor([encoding.ids]))[0].float()
         chances_tc = (x_td @ self._weight_cd.t() + self._bias_c).softmax(dim=-1)
         found: list[dict[str, Any]] = []

@@ -55,7 +55,7 @@ class GuardedProtocol(H11Protocol):
             transport.write((_FULL % (len(_FULL_BODY), _FULL_BODY)).encode())
             transport.close()
             return
-        super().connection_made(transport)
+        super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type] - has what is used of one
         self.metrics.connections.inc()
         self._header_timer = self._later(self.limits.header_timeout_s)
 
@@ -116,3 +116,35 @@ class GuardedProtocol(H11Protocol):
     def _stop(timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
             timer.cancel()
+
+
+class _Gathering:
+    """A transport that sends the head of an answer together with what follows at once.
+
+    Each send gives Python's lock away, and beside running texts the event loop then waits for it again.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, content: bytes) -> None:
+        if content.startswith(b"HTTP/1.1 ") and not content.startswith(b"HTTP/1.1 1"):  # a client waits for a 100
+            self._flush()
+            self._head = content
+            self._loop.call_soon(self._flush)
+        elif content:
+            content, self._head = self._head + content, b""
+            self._transport.write(content)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)

@@ -157,7 +157,10 @@ def many(kind: Kind, least: int = 1, most: int | None = None) -> Kind:
             raise bad_field(where, f"must be a list, got {_shown(value)}")
         if len(value) < least or (most is not None and len(value) > most):
             raise bad_field(where, f"must have {_range(least, most)} entries, got {len(value)}")
-        return tuple(kind.read(one, f"{where}[{index}]") for index, one in enumerate(value))
+        try:
+            return tuple([kind.read(one, where) for one in value])
+        except ApiError:  # once more, with the place: naming each of 100,000 token ids would take half the time
+            return tuple(kind.read(one, f"{where}[{index}]") for index, one in enumerate(value))
 
     bounds = {"minItems": least} if most is None else {"minItems": least, "maxItems": most}
     return Kind(read=read, schema={"type": "array", "items": dict(kind.schema), **bounds})

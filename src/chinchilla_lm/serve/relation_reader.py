@@ -84,5 +84,5 @@ class RelationReader:
         return scores_k.softmax(dim=-1).tolist()
 
     def _encode_text(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoding = self._tokenizer.encode(text)
+        encoding = self._tokenizer.encode_batch([text])[0]  # `encode` would let no other thread run
         return encoding.ids, encoding.offsets

@@ -37,32 +37,39 @@ class Run:
         self._metrics = metrics
         self._timeout_s = timeout_s
         self._began = time.monotonic()
-        self._queue: asyncio.Queue[tuple[int, Event | None | BaseException]] = asyncio.Queue()
+        self._news = asyncio.Event()
+        self._ending: Exception | None = None
         self._last_seen: dict[tuple[int, int], float] = {}
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """Yield (prompt's place, event) as they come, until all texts are finished.
+    async def events(self, *, at_end: bool = False) -> AsyncIterator[list[tuple[int, Event]]]:
+        """Yield what has come since the last time, as (prompt's place, event), until all texts are finished.
+
+        Args:
+            at_end: a text's events are wanted only when it is finished.
 
         Raises:
             ApiError: 504 when the time is over, 503 when the server stops, 500 when the model fails.
+            ClientLeft: as `end` was told.
         """
-        readers = [asyncio.create_task(self._read(place, ticket)) for place, ticket in enumerate(self._tickets)]
-        unfinished = len(readers)
+        left = max(0.0, self._timeout_s - (time.monotonic() - self._began))
+        timer = asyncio.get_running_loop().call_later(left, self.end, self._too_late())
         try:
+            for ticket in self._tickets:
+                ticket.listen(self._news.set, at_end=at_end)
+            unfinished = dict(enumerate(self._tickets))
             while unfinished:
-                place, found = await self._next()
-                if found is None:
-                    unfinished -= 1
-                elif isinstance(found, BaseException):
-                    raise found
+                self._news.clear()
+                found = self._look(unfinished)
+                if self._ending is not None:
+                    raise self._ending
+                if found:
+                    yield found
                 else:
-                    self._note(place, found)
-                    yield place, found
+                    await self._news.wait()
             self._metrics.count_tokens(prompt=self.prompt_tokens, completion=self.completion_tokens)
         finally:
+            timer.cancel()
             self.cancel()
-            for reader in readers:
-                reader.cancel()
 
     def cancel(self) -> None:
         """Tell the scheduler that nobody wants the rest; harmless when all is finished."""
@@ -72,42 +79,53 @@ class Run:
 
     def abort(self) -> None:
         """End it now because the server stops."""
-        error = ApiError(503, "the server is shutting down and did not finish this text; try another server, or later")
-        self._queue.put_nowait((0, error))
+        self.end(
+            ApiError(503, "the server is shutting down and did not finish this text; try another server, or later")
+        )
 
-    async def _next(self) -> tuple[int, Event | None | BaseException]:
-        left = self._timeout_s - (time.monotonic() - self._began)
-        try:
-            if self._queue.empty():
-                return await asyncio.wait_for(self._queue.get(), max(0.0, left))
-            return self._queue.get_nowait()
-        except TimeoutError:
-            raise ApiError(
-                504,
-                f"the text was not finished within {self._timeout_s:g} s, the server's limit; ask for fewer tokens",
-                code="request_timeout",
-            ) from None
+    def end(self, reason: Exception) -> None:
+        """End it now: whoever reads the events gets this error."""
+        self._ending = self._ending or reason
+        self._news.set()
 
-    async def _read(self, place: int, ticket: Ticket) -> None:
-        try:
-            async for event in ticket.aevents():
+    async def watch(self, receive: Receive) -> None:
+        """End it when the client leaves; to be cancelled when the answer is complete."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.end(ClientLeft())
+
+    def _look(self, unfinished: dict[int, Ticket]) -> list[tuple[int, Event]]:
+        """Return all tickets' news; those that are finished leave `unfinished`."""
+        found: list[tuple[int, Event]] = []
+        for place, ticket in list(unfinished.items()):
+            try:
+                is_finished, events = ticket.look()
+            except ChinchillaError as error:
+                self.end(ApiError(500, str(error)))
+                break
+            for published, event in events:
                 if event.finish_reason == "cancelled":
                     self.abort()  # by the scheduler's own closing: whoever cancels here reads no more
-                self._queue.put_nowait((place, event))
-            self._queue.put_nowait((place, None))
-        except ChinchillaError as error:
-            self._queue.put_nowait((place, ApiError(500, str(error))))
+                self._note(place, event, published)
+                found.append((place, event))
+            if is_finished:
+                del unfinished[place]
+        return found
 
-    def _note(self, place: int, event: Event) -> None:
+    def _too_late(self) -> ApiError:
+        message = f"the text was not finished within {self._timeout_s:g} s, the server's limit; ask for fewer tokens"
+        return ApiError(504, message, code="request_timeout")
+
+    def _note(self, place: int, event: Event, published: float) -> None:
         if event.is_echo and event.finish_reason is None:
             return
-        now, text = time.monotonic(), (place, event.index)
+        text = (place, event.index)
         last = self._last_seen.get(text)
         if last is None:
-            self._metrics.count_first_token(now - self._began)
+            self._metrics.count_first_token(published - self._began)
         elif event.token_ids:
-            self._metrics.count_next_tokens(now - last, len(event.token_ids))
-        self._last_seen[text] = now
+            self._metrics.count_next_tokens(published - last, len(event.token_ids))
+        self._last_seen[text] = published
         prompt = len(self._tickets[place].request.prompt_ids) if event.is_echo else 0
         self.completion_tokens += max(0, len(event.token_ids) - prompt)
 
@@ -119,25 +137,8 @@ async def collect(run: Run, receive: Receive) -> list[tuple[int, Event]]:
         ClientLeft: the client went away; the run is cancelled.
         ApiError: as `Run.events`.
     """
-
-    async def read() -> list[tuple[int, Event]]:
-        return [one async for one in run.events()]
-
-    reader = asyncio.create_task(read())
-    watcher = asyncio.create_task(until_disconnect(receive))
+    watcher = asyncio.create_task(run.watch(receive))
     try:
-        await asyncio.wait({reader, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not reader.done():
-            raise ClientLeft
-        return reader.result()
+        return [one async for some in run.events(at_end=True) for one in some]
     finally:
         watcher.cancel()
-        if not reader.done():
-            reader.cancel()
-            run.cancel()
-
-
-async def until_disconnect(receive: Receive) -> None:
-    """Return when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,7 +1,7 @@
 """A loaded model with all that answers need: scheduler, tokenizer, chat template or classification head.
 
 The scheduler's worker alone uses the engine. Embeddings and classes are computed in one further thread of their own,
-and texts become tokens in two more, so that the event loop never waits for any of them.
+and texts become tokens in three more, so that the event loop never waits for any of them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from chinchilla_lm.serve.chat_template import ChatTemplate, TemplateFailed, find
 from chinchilla_lm.serve.classifier import ClassifierKind, is_classifier, load_classifier
 from chinchilla_lm.serve.draft import load_draft
 from chinchilla_lm.serve.model_folder import check_model_folder, find_model_folder
+from chinchilla_lm.serve.prompt_bound import PromptBound
 from chinchilla_lm.serve.settings import Limits
 from chinchilla_lm.serve.token_text import TokenText
 
 LONGEST_NAME = 128
-NORMALISER_SHRINKS = 8
-"""Characters that a tokenizer's normaliser may make into one: composing (NFKC) and stripping accents make 3 or 4."""
 
 WeightsWord = Literal["auto", "float32", "bfloat16", "int8"]
 
@@ -48,13 +47,14 @@ class ServedModel:
         vocab: number of token ids that the model knows.
         tokenizer: cuts and pads nothing.
         token_text: what single tokens look like.
-        longest_token: characters of the longest token, for refusing long prompts before they are tokenised.
+        bound: how many tokens a text has at least, for refusing long prompts before they are tokenised.
         trunk: the model, for hidden states; float32.
         scheduler: writes text; None for a classifier.
         template: makes a prompt of a chat; None when the model has none.
         classifier: gives classes, entities or answers from a context; None for a language model.
         lane: the one thread for hidden states and classes.
         readers: threads that tokenise, render and submit.
+        large_work: the one thread that parses large bodies and tokenises their texts.
     """
 
     name: str
@@ -63,13 +63,14 @@ class ServedModel:
     vocab: int
     tokenizer: Tokenizer
     token_text: TokenText
-    longest_token: int
+    bound: PromptBound
     trunk: Transformer
     scheduler: Scheduler | None
     template: ChatTemplate | None
     classifier: ClassifierKind | None
     lane: ThreadPoolExecutor
     readers: ThreadPoolExecutor
+    large_work: ThreadPoolExecutor
 
     def is_alive(self) -> bool:
         """Whether it can still answer."""
@@ -87,8 +88,8 @@ class ServedModel:
             self.scheduler.drain(timeout_s)
         if self.template is not None:
             self.template.close()
-        self.lane.shutdown(wait=False, cancel_futures=True)
-        self.readers.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.lane, self.readers, self.large_work):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def load_served_model(
@@ -138,13 +139,14 @@ def load_served_model(
         vocab=trunk.shape.vocab,
         tokenizer=tokenizer,
         token_text=TokenText(tokenizer),
-        longest_token=_longest_token(tokenizer),
+        bound=PromptBound(tokenizer),
         trunk=trunk,
         scheduler=scheduler,
         template=template,
         classifier=classifier,
         lane=ThreadPoolExecutor(1, thread_name_prefix="chinchilla-lane"),
         readers=ThreadPoolExecutor(2, thread_name_prefix="chinchilla-reader"),
+        large_work=ThreadPoolExecutor(1, thread_name_prefix="chinchilla-large"),
     )
 
 
@@ -203,13 +205,6 @@ def _stop_ids(tokenizer: Tokenizer, tables: Mapping[str, Mapping[str, Any]], voc
     word = word.get("content") if isinstance(word, dict) else word
     token = tokenizer.token_to_id(word) if isinstance(word, str) else None
     return tuple(sorted(ids | ({token} if token is not None else set())))
-
-
-def _longest_token(tokenizer: Tokenizer) -> int:
-    added = tokenizer.get_added_tokens_decoder()
-    longest = max((len(word) for word in tokenizer.get_vocab(with_added_tokens=True)), default=1)
-    is_exact = tokenizer.normalizer is None and not any(token.lstrip or token.rstrip for token in added.values())
-    return longest if is_exact else NORMALISER_SHRINKS * longest
 
 
 def _checked_name(name: str) -> str:

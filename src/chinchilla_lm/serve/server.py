@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from types import FrameType
 from typing import TextIO
 
@@ -20,6 +21,9 @@ from chinchilla_lm.serve.served_model import ServedModel
 from chinchilla_lm.serve.settings import ServerSettings
 
 LARGEST_HEADERS_BYTES = 32 << 10  # of one request; browsers send about 2,000
+SWITCH_SECONDS = 0.0005
+"""How long a Python thread may keep the interpreter from another that waits. Python's own 5 ms is longer than a whole
+answer of a small model, and the event loop, the scheduler and the reader threads take turns several times in one."""
 FAREWELL_SECONDS = 3.0  # for those that are told at the end of the drain, to be sent their last chunk
 
 
@@ -75,6 +79,7 @@ def run_server(
         log: where the access log goes; None is stdout.
     """
     application = make_application(served, settings, log)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         ModelServer(application, settings).run(sockets=[listener])
     finally:

@@ -17,6 +17,7 @@ DEEPEST = 64
 """Levels of nesting; a request has 4, a JSON schema rarely 20. Python's parser stops at about 1,000."""
 MOST_VALUES = 400_000
 """Commas of a document. A value costs Python up to 100 bytes: 400,000 are 40 MB, and no context is so long."""
+_AFTER_STRINGS = (b",", b":", b"]", b"}")
 
 
 class JsonRefused(DataError):  # noqa: N818 - it says what happened
@@ -44,7 +45,8 @@ def parse_json(content: bytes) -> Any:
         )
         if text.count("[") + text.count("{") > DEEPEST:
             _check_depth(value)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair has no UTF-8
+        if "\\ud" in text or "\\uD" in text:  # only so can half a surrogate pair come, which has no UTF-8
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise _bad(f"it is nested deeper than {DEEPEST} levels") from None
     except UnicodeEncodeError:
@@ -52,6 +54,32 @@ def parse_json(content: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise _bad(f"it is not JSON: {error.msg} at character {error.pos}") from None
     return value
+
+
+def longest_gap(content: bytes, least: int) -> bytes:
+    """Return the longest part of a document that certainly lies within one string, as it stands there.
+
+    Looks at quotes only, without parsing: where text follows a quote that cannot follow the end of a string, a string
+    has begun.
+
+    Args:
+        content: UTF-8.
+        least: bytes; shorter parts do not count, >= 1.
+
+    Returns:
+        b"" if there is none of that length.
+    """
+    longest, quote = (0, 0), content.find(b'"')
+    while 0 <= quote < len(content) - least:
+        following = content.rfind(b'"', quote + 1, quote + 1 + least)
+        if following < 0:  # no quote for `least` bytes
+            end = content.find(b'"', quote + 1 + least)
+            following = len(content) if end < 0 else end
+            begins_string = content[quote + 1 : quote + 1 + least].lstrip(b" \t\r\n")[:1] not in (*_AFTER_STRINGS, b"")
+            if begins_string and following - quote > longest[1] - longest[0]:
+                longest = (quote + 1, following)
+        quote = following
+    return content[slice(*longest)]
 
 
 def _check_depth(value: Any) -> None:

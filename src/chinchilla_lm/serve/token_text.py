@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from tokenizers import Tokenizer
 
-_SPACE_MARK = "\u2581"  # SentencePiece's sign for a space
+SPACE_MARK = "\u2581"  # SentencePiece's sign for a space
 
 
 class TokenText:
@@ -38,17 +38,17 @@ class TokenText:
         if symbol is None:
             return b""
         if self._is_byte_level:
-            table = _byte_of_symbol()
+            table = byte_of_symbol()
             if all(character in table for character in symbol):
                 return bytes(table[character] for character in symbol)
             return symbol.encode("utf-8")
         if len(symbol) == 6 and symbol.startswith("<0x") and symbol.endswith(">"):  # SentencePiece's byte tokens
             return bytes([int(symbol[3:5], 16)])
-        return symbol.replace(_SPACE_MARK, " ").encode("utf-8")
+        return symbol.replace(SPACE_MARK, " ").encode("utf-8")
 
 
 @lru_cache(maxsize=1)
-def _byte_of_symbol() -> dict[str, int]:
+def byte_of_symbol() -> dict[str, int]:
     """Return GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others follow from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -5,7 +5,7 @@ Runs in a reader thread: tokenising and compiling a constraint may take a while.
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,7 @@ from chinchilla_lm.generate.constraint import Constraint, JsonConstraint, LabelC
 from chinchilla_lm.generate.penalties import bad_word_ids
 from chinchilla_lm.generate.request import Guidance, Request
 from chinchilla_lm.generate.sampling import Sampling
-from chinchilla_lm.generate.text import encode_prompt
+from chinchilla_lm.generate.text import encode_prompt, encode_text
 from chinchilla_lm.serve.answer_reader import MOST_WINDOWS, AnswerReader
 from chinchilla_lm.serve.api_errors import ApiError, bad_field
 from chinchilla_lm.serve.chat_template import TemplateFailed
@@ -35,6 +35,7 @@ from chinchilla_lm.serve.relation_reader import RelationReader
 from chinchilla_lm.serve.served_model import ServedModel
 from chinchilla_lm.serve.settings import Limits
 
+FORM_FIELDS = ("response_format", "guided_json", "guided_regex", "guided_choice")
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 
 
@@ -149,10 +150,12 @@ def read_pairs(given: Any, served: ServedModel, limits: Limits, where: str) -> l
             texts = pair
         else:
             raise bad_field(name, 'must be a pair: this model was tuned on two texts; send {"text", "text_pair"}')
-        most = _most_prompt_tokens(served, limits, 0)
-        if sum(map(len, texts)) > most * served.longest_token:
-            raise _too_long(name, "more", most, served)
-        found.append(_check_ids(tuple(served.tokenizer.encode(*texts).ids), served, limits, name, reserve=0))
+        most = most_prompt_tokens(served, limits, 0)
+        least = sum(served.bound.least_tokens(text, most) for text in texts)
+        if least > most:
+            raise _too_long(name, f"at least {least}", most, served)
+        ids = served.tokenizer.encode_batch_fast([texts])[0].ids
+        found.append(_check_ids(tuple(ids), served, limits, name, reserve=0))
     return found
 
 
@@ -171,7 +174,8 @@ def read_questions(
         name = where if len(questions) == 1 else f"{where}[{index}]"
         if not isinstance(one, Question):
             raise bad_field(name, 'must be {"question", "context"}: this model answers with a slice of the context')
-        if len(one.question) + len(one.context) > MOST_WINDOWS * served.capacity * served.longest_token:
+        most = MOST_WINDOWS * served.capacity
+        if served.bound.least_tokens(one.context, most) > most:
             raise bad_field(name, f"is longer than {MOST_WINDOWS} windows; send parts of it", "context_length_exceeded")
         try:
             windows = reader.windows(one.question, one.context)
@@ -199,7 +203,7 @@ def read_related(
         name = where if len(texts) == 1 else f"{where}[{index}]"
         if not isinstance(one, RelatedText):
             raise bad_field(name, 'must be {"text", "head", "tail"}: this model names the relation of two entities')
-        if len(one.text) > served.capacity * served.longest_token:
+        if served.bound.least_tokens(one.text, served.capacity) > served.capacity:
             raise bad_field(
                 name, "is longer than the model reads; send the part of the entities", "context_length_exceeded"
             )
@@ -216,8 +220,7 @@ def read_constraint(body: GenerationBody) -> Constraint | None:
     Raises:
         ApiError: 400: several forms, or the part that a type needs is missing or belongs to another type.
     """
-    asked = ("response_format", "guided_json", "guided_regex", "guided_choice")
-    given = [name for name in asked if getattr(body, name) is not None]
+    given = [name for name in FORM_FIELDS if getattr(body, name) is not None]
     if len(given) > 1:
         raise bad_field(given[1], f"and {given[0]} both give the text a form; give one of them")
     if body.guided_json is not None:
@@ -265,7 +268,7 @@ def _request(
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
             logit_bias=bias,
-            seed=secrets.randbits(63) if body.seed is None else body.seed,
+            seed=random.getrandbits(63) if body.seed is None else body.seed,
         )
         return Request(
             prompt_ids=ids,
@@ -306,13 +309,14 @@ def _render(turns: list[dict[str, str]], served: ServedModel, limits: Limits, wh
 def _encode(
     text: str, served: ServedModel, limits: Limits, where: str, *, reserve: int, add_special_tokens: bool = True
 ) -> tuple[int, ...]:
-    most = _most_prompt_tokens(served, limits, reserve)
-    if len(text) > most * served.longest_token:  # certainly too long: not worth tokenising
-        raise _too_long(where, f"at least {-(-len(text) // served.longest_token)}", most, served)
+    most = most_prompt_tokens(served, limits, reserve)
+    least = served.bound.least_tokens(text, most) if len(text) > most else 0
+    if least > most:  # certainly too long: not worth tokenising
+        raise _too_long(where, f"at least {least}", most, served)
     if add_special_tokens:
         ids = encode_prompt(served.tokenizer, text)
     else:
-        ids = served.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = encode_text(served.tokenizer, text, add_special_tokens=False)
     if not ids and add_special_tokens:
         raise bad_field(where, "is empty, and this model has no token that starts a text; write a prompt")
     if len(ids) > most:
@@ -323,7 +327,7 @@ def _encode(
 def _check_ids(
     ids: tuple[int, ...], served: ServedModel, limits: Limits, where: str, *, reserve: int
 ) -> tuple[int, ...]:
-    most = _most_prompt_tokens(served, limits, reserve)
+    most = most_prompt_tokens(served, limits, reserve)
     if len(ids) > most:
         raise _too_long(where, str(len(ids)), most, served)
     outside = next((token for token in ids if token >= served.vocab), None)
@@ -332,7 +336,8 @@ def _check_ids(
     return ids
 
 
-def _most_prompt_tokens(served: ServedModel, limits: Limits, reserve: int) -> int:
+def most_prompt_tokens(served: ServedModel, limits: Limits, reserve: int) -> int:
+    """Return the most tokens of a prompt after which `reserve` must fit."""
     room = served.capacity - reserve
     return room if limits.max_prompt_tokens is None else min(room, limits.max_prompt_tokens)
 
