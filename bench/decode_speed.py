@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import describe_machine, print_table
+from machine import describe_machine, print_report, print_table
 
 from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.model.compiling import compiled_library, find_compiler
@@ -147,9 +147,7 @@ def main() -> None:
         "load_average": os.getloadavg(),
     }
     show(report, list(cases))
-    print(json.dumps(report, indent=1))
-    if options.out:
-        Path(options.out).write_text(json.dumps(report, indent=1))
+    print_report(report, options.out)
 
 
 def parse_options() -> argparse.Namespace:

@@ -15,11 +15,12 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from simulated_laws import Loss, coupled
 
 from chinchilla_lm.laws.fitting.additive import fit_additive
 from chinchilla_lm.laws.fitting.solver import centred_problem, centred_theta, natural_constants, refit
@@ -38,8 +39,6 @@ COOLDOWN = 0.2
 SPACE = Space(flops_low=3e17, flops_high=1e20)  # the grids' largest run; 1 to 400 tokens per parameter
 GRID_FLOPS = np.geomspace(1e18, 1e20, 5)
 N_RUNS = 35
-
-Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,18 +182,6 @@ def additive(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(LAW.loss(params, tokens))
 
 
-def coupled(k: float) -> Loss:
-    """E + (A' N^-alpha/k + B' D^-beta/k)^k with the law's own slopes and terms at 1e8 params and 2e9 tokens."""
-    size, text = LAW.A / 1e8**LAW.alpha, LAW.B / 2e9**LAW.beta
-    total = size + text
-
-    def loss(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        inner = size / total * (params / 1e8) ** (-LAW.alpha / k) + text / total * (tokens / 2e9) ** (-LAW.beta / k)
-        return LAW.E + total * inner**k
-
-    return loss
-
-
 def drifting(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """The size exponent falls by .016 with each decade of N from 1e8."""
     decades = np.log10(params / 1e8)
@@ -218,8 +205,8 @@ def untuned_ratios(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 TRUTHS: dict[str, Loss] = {
     "additive": additive,
-    "k = .9": coupled(0.9),
-    "k = 1.1": coupled(1.1),
+    "k = .9": coupled(LAW, 0.9),
+    "k = 1.1": coupled(LAW, 1.1),
     "alpha drifts": drifting,
     "short runs": short_runs,
     "small models": small_models,

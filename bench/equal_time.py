@@ -35,7 +35,7 @@ from contenders import (
     train_ours,
 )
 from contenders_hf import HUGGING_FACE
-from machine import busy_cpu_seconds, describe_machine, print_table, run_child, write_result
+from machine import busy_cpu_seconds, describe_machine, print_report, print_table, run_child, write_result
 
 SCRIPT = Path(__file__).resolve()
 CONTENDERS = {
@@ -77,10 +77,7 @@ def main() -> None:
         "contenders": results,
     }
     show(report)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text)
+    print_report(report, options.out)
 
 
 def parse_options() -> argparse.Namespace:

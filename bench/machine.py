@@ -63,6 +63,14 @@ def write_result(path: str, record: dict) -> None:
     Path(path).write_text(json.dumps(record, allow_nan=False))
 
 
+def print_report(report: dict, out: str | Path | None) -> None:
+    """Print a report as JSON on stdout, and write it to a file where one is named."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if out:
+        Path(out).write_text(text)
+
+
 def matmul_limit(threads: int) -> dict[str, float]:
     """Measured FLOP/s of the best of LIMIT_SHAPES, float32 and bfloat16, median of LIMIT_REPEATS."""
     import torch

@@ -12,10 +12,11 @@ import csv
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from simulated_laws import Loss, coupled
 
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.published import published_law
@@ -26,7 +27,6 @@ LAW = published_law("besiroglu2024").law
 OTHER = AdditiveLaw(E=1.75, A=520.0, B=2400.0, alpha=0.345, beta=0.372)
 NOISE_SD, GAIN, AT_FLOPS = 0.003, 1.5, 1e19
 
-Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Places = tuple[np.ndarray, np.ndarray]
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=40, help="simulated pairs of tables for each case")
     repeats = parser.parse_args(arguments).repeats
     large, small, best = grid(7, 5), grid(3, 3), grid(1, 5)
-    coupled_law = coupled(0.85)
+    coupled_law = coupled(LAW, 0.85)
     cases: list[tuple[str, Loss, Loss, Places, Places, str | None]] = [
         ("35 runs each, x 1.5", LAW.loss, gained(LAW.loss), large, large, None),
         ("35 runs each, other law", LAW.loss, OTHER.loss, large, large, None),
@@ -67,17 +67,6 @@ def grid(n_sizes: int, n_budgets: int, half_width: float = 0.5) -> Places:
 def gained(loss: Loss) -> Loss:
     """A recipe that gets GAIN times more out of the same compute."""
     return lambda params, tokens: loss(params * math.sqrt(GAIN), tokens * math.sqrt(GAIN))
-
-
-def coupled(k: float) -> Loss:
-    size, text = LAW.A / 1e8**LAW.alpha, LAW.B / 2e9**LAW.beta
-    total = size + text
-
-    def loss(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        inner = size / total * (params / 1e8) ** (-LAW.alpha / k) + text / total * (tokens / 2e9) ** (-LAW.beta / k)
-        return LAW.E + total * inner**k
-
-    return loss
 
 
 def true_multiplier(a: Loss, b: Loss) -> float:

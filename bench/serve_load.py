@@ -33,7 +33,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from machine import child_environment, describe_machine, print_table
+from machine import child_environment, describe_machine, print_report, print_table
 
 HEADERS = {"content-type": "application/json"}
 SHORT = {"model": "load", "prompt": "The sea", "max_tokens": 4, "temperature": 0}
@@ -65,9 +65,7 @@ def main() -> None:
     print_table("a healthy client's wait, ms", ["beside", "p50", "p99", "worst", "p99 / quiet"], rows)
     print("control: the same attackers at another process", file=sys.stderr)
     print(f"memory grew by {report['memory_growth_mb']:.0f} MB", file=sys.stderr)
-    print(json.dumps(report, indent=1))
-    if options.out:
-        Path(options.out).write_text(json.dumps(report, indent=1))
+    print_report(report, options.out)
 
 
 def parse_options() -> argparse.Namespace:

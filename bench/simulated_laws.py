@@ -6,6 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from chinchilla_lm.laws.forms.additive import AdditiveLaw
+
+Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(params, tokens) -> loss."""
+
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
     """IsoFLOP: seven budgets over three decades, seven sizes each."""
@@ -39,7 +44,7 @@ def _coupled(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return 1.5 + ((482 / params**0.348) ** 0.5 + (2085 / tokens**0.366) ** 0.5) ** 1.4
 
 
-def _bend(width: float, change: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _bend(width: float, change: float) -> Loss:
     """A reducible loss whose exponent changes by a share around 1e20 FLOPs (a smoothly broken power law)."""
 
     def loss(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -63,7 +68,7 @@ def _interacting(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     )
 
 
-TRUTHS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+TRUTHS: dict[str, Loss] = {
     "additive": _additive,
     "coupled": _coupled,
     "bends down by a third": _bend(1.0, 0.33),
@@ -71,3 +76,15 @@ TRUTHS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "drifts .5 % a decade": _drifting,
     "interacting exponents": _interacting,
 }
+
+
+def coupled(law: AdditiveLaw, k: float) -> Loss:
+    """E + (A' N^-alpha/k + B' D^-beta/k)^k with a law's own slopes and terms at 1e8 params and 2e9 tokens."""
+    size, text = law.A / 1e8**law.alpha, law.B / 2e9**law.beta
+    total = size + text
+
+    def loss(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        inner = size / total * (params / 1e8) ** (-law.alpha / k) + text / total * (tokens / 2e9) ** (-law.beta / k)
+        return law.E + total * inner**k
+
+    return loss

@@ -12,14 +12,13 @@ processes took while the round ran. The matmul limit is the best of one measurem
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import sys
 import time
 from pathlib import Path
 
-from machine import busy_cpu_seconds, describe_machine, matmul_limit, print_table, run_child, write_result
+from machine import busy_cpu_seconds, describe_machine, matmul_limit, print_report, print_table, run_child, write_result
 
 WARM_UP_STEPS = 4
 SCRIPT = Path(__file__).resolve()
@@ -54,10 +53,7 @@ def main() -> None:
         "variants": summarise(rounds, options.size, limits),
     }
     show(report)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text)
+    print_report(report, options.out)
 
 
 def parse_options() -> argparse.Namespace:

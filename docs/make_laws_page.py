@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from written_page import write_or_check
+
 from chinchilla_lm.laws.forms.record import AnyLaw
 from chinchilla_lm.laws.published import PUBLISHED_LAWS, PublishedLaw
 from chinchilla_lm.laws.published.allocations import KAPLAN_CURVES, PF_DAY_FLOPS
@@ -78,14 +80,5 @@ def _product(power: PowerProduct) -> str:
     return " ".join([f"{power.scale:g}", *(f"{letter}^{exponent:g}" for letter, exponent in exponents if exponent)])
 
 
-def main() -> int:
-    """Write or check the page; return the exit code."""
-    page = laws_page()
-    if "--check" in sys.argv[1:]:
-        return 0 if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page else 1
-    PAGE.write_text(page, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(laws_page(), PAGE))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from written_page import write_or_check
 
 from chinchilla_lm.cli.main import app
 
@@ -47,14 +48,5 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
-def main() -> int:
-    """Write or check the page; return the exit code."""
-    page = commands_page()
-    if "--check" in sys.argv[1:]:
-        return 0 if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page else 1
-    PAGE.write_text(page, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(commands_page(), PAGE))

@@ -76,15 +76,11 @@ class Influence:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values, without the leverage of each run."""
-
-        def rows(found: tuple[LeftOut, ...]) -> list[dict[str, Any]]:
-            return [{name: getattr(one, name) for name in one.__dataclass_fields__} for one in found]
-
         return {
             "target_flops": self.target_flops,
-            "runs": rows(self.runs),
-            "sizes": rows(self.sizes),
-            "budgets": rows(self.budgets),
+            "runs": [vars(run) for run in self.runs],
+            "sizes": [vars(size) for size in self.sizes],
+            "budgets": [vars(budget) for budget in self.budgets],
             "warnings": list(self.warnings),
         }
 

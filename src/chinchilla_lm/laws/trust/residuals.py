@@ -86,15 +86,11 @@ class Residuals:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-
-        def rows(found: Sequence[Trend | Outlier]) -> list[dict[str, Any]]:
-            return [{name: getattr(one, name) for name in one.__dataclass_fields__} for one in found]
-
         names = ("noise_sd", "n_groups", "noise_ratio", "noise_p_value")
         return {
             **{name: getattr(self, name) for name in names},
-            "trends": rows(self.trends),
-            "outliers": rows(self.outliers),
+            "trends": [vars(trend) for trend in self.trends],
+            "outliers": [vars(outlier) for outlier in self.outliers],
             "warnings": list(self.warnings),
         }
 
