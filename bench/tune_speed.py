@@ -9,7 +9,7 @@ label words' rows of the unembedding, so that the networks are equal before the 
 updates of the same number of rows with the same optimizer and schedule, and are measured on the same test rows.
 Each variant runs in its own process; rounds are interleaved, and every figure is the median of its rounds. Speed is
 rows a second of the training alone, without loading, measuring and saving; CPU seconds are steadier where others use
-the machine. Peak memory is the process's, and of ours includes measuring and saving.
+the machine. Peak memory is the process's, and of ours includes writing one checkpoint. Both keep their last weights.
 """
 
 from __future__ import annotations
@@ -129,35 +129,21 @@ def read_sets(options: argparse.Namespace) -> tuple[list[dict[str, str]], list[d
     return sets[0], sets[1]
 
 
-class StageClock:
-    """Listens to a tuning and notes the CPU seconds at which each stage began."""
-
-    def __init__(self) -> None:
-        self.began: list[tuple[str, float]] = []
-
-    def stage(self, name: str, detail: str) -> None:
-        self.began.append((name, time.process_time()))
-
-    def advance(self, fraction: float, loss: float | None, seconds_left: float | None) -> None:
-        pass
-
-    def cpu_seconds(self, name: str) -> float:
-        place = next(index for index, (stage, _) in enumerate(self.began) if stage == name)
-        return self.began[place + 1][1] - self.began[place][1]
-
-
 def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
-    """One `tune()`; the training's own seconds are in its record."""
+    """The training of one `tune()`, and its last weights: the Trainer does not choose among its weights either."""
     sys.path.insert(0, str(SOURCE_ROOT))
-    from chinchilla_lm.core.files import read_json
+    from dataclasses import replace
+
     from chinchilla_lm.tune.config import TuneConfig
-    from chinchilla_lm.tune.tuning import tune
+    from chinchilla_lm.tune.learning import learn
+    from chinchilla_lm.tune.splits import read_splits
+    from chinchilla_lm.tune.stages import Silent, predict_rows
+    from chinchilla_lm.tune.tuning import prepare_lesson
 
     train, test = read_sets(options)
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
-        # Validation is needed by the run, not by this comparison: eight rows, looked at once, at the end.
-        for name, rows in (("train", train), ("test", test), ("validation", test[:8])):
+        for name, rows in (("train", train), ("test", test), ("validation", test[:8])):  # the latter is not looked at
             paths[name] = str(Path(folder) / f"{name}.jsonl")
             Path(paths[name]).write_text("\n".join(json.dumps(row) for row in rows) + "\n")
         config = TuneConfig(
@@ -177,21 +163,23 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
             rank=LORA["rank"],
             lora_dropout=LORA["dropout"],
             max_tokens=MAX_TOKENS,
-            patience=0,
             threads=options.threads,
             checkpoint_seconds=1e9,
             **paths,
         )
-        clock = StageClock()
-        tune(config, clock)
-        record = read_json(Path(config.out) / "tune.json")
-    cost = record["cost"]
+        splits = read_splits(config)
+        task, lesson = prepare_lesson(config, splits)
+        lesson = replace(lesson, validate=None)
+        before = task.measure(predict_rows(task, lesson.model, splits.test, Silent()), splits.test)
+        cpu_seconds = [time.process_time()]
+        state, _ = learn(lesson, lambda record, value: cpu_seconds.append(time.process_time()))
+        after = task.measure(predict_rows(task, lesson.model, splits.test, Silent()), splits.test)
     return result_of(
         rows=len(train) * options.epochs,
-        seconds=cost["train_seconds"],
-        cpu_seconds=clock.cpu_seconds("tune"),  # with two looks at eight validation rows
-        accuracy=record["metrics_after"]["accuracy"],
-        accuracy_before=(record.get("metrics_before") or {}).get("accuracy"),
+        seconds=state.train_seconds,
+        cpu_seconds=cpu_seconds[-1] - cpu_seconds[0],
+        accuracy=after.value,
+        accuracy_before=before.value,
     )
 
 

@@ -25,7 +25,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model and rows": ("model", "train", "validation", "test", "out", "columns", "language"),
     "How many rows": ("train_rows", "validation_rows", "test_rows", "validation_fraction"),
     "Which parameters learn": (
-        *("method", "top_k", "pattern", "rank", "lora_alpha", "lora_dropout", "virtual_tokens", "layer_decay"),
+        *("method", "top_k", "pattern", "rank", "lora_alpha", "lora_dropout", "peft_config"),
+        *("virtual_tokens", "layer_decay"),
     ),
     "Task": (
         *("head", "pooling", "template", "label_words", "mask", "mask_blocks", "normalisation"),
@@ -103,6 +104,8 @@ def read_config(task: str | None, options: Any, config: Path | None, older: Path
         elif value is not None:
             # A shell hands \n over as two characters; in a prompt it always means the line break.
             table[each.name] = value.replace("\\n", "\n") if each.name == "template" else value
+            if each.name == "peft_config":
+                table[each.name] = _read_text(Path(value))
     if older is not None:
         table = {**{name: _read_file(older / "config.toml").get(name) for name in ("task", "model")}, **table}
     _check_needed(table)
@@ -116,6 +119,13 @@ def default_out(table: Mapping[str, Any]) -> str:
     rows = train.parent.name if train.stem in ("train", "data") and train.parent.name else train.name.partition(".")[0]
     name = f"{table['task']}-{rows}-{table.get('method', TuneConfig.method)}"
     return str(Path("runs") / re.sub(r"[^\w.]+", "-", name)[:80])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--peft-config {path} cannot be read ({type(error).__name__}); name a JSON file") from None
 
 
 def _read_file(config: Path | None) -> dict[str, Any]:

@@ -47,6 +47,7 @@ _METHODS = {
     "prompt": "prompt tuning",
     "prefix": "prefix tuning",
     "ia3": "IA3",
+    "peft": "a tuner of peft",
     "bitfit": "BitFit",
 }
 GLOSSARY: tuple[tuple[str, str], ...] = (

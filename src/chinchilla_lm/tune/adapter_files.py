@@ -179,6 +179,12 @@ def read_adapter(folder: Path) -> Adapter:
     )
 
 
+def is_plain_lora(folder: Path) -> bool:
+    """Whether a folder's LoRA has none of the options (DoRA, ...) that `read_adapter` refuses and peft merges."""
+    config = read_json(folder / CONFIG_FILE)
+    return not any(config.get(option) for option in _UNKNOWN_OPTIONS) and config.get("bias", "none") == "none"
+
+
 def stack_adapters(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     """Return one adapter whose product is the weighted sum of the others' products, exactly.
 

@@ -25,7 +25,7 @@ TaskName = Literal[
     "dialogue",
     "text-generation",
 ]
-Method = Literal["full", "head", "top-k", "gradual", "pattern", "lora", "prompt", "prefix", "ia3", "bitfit"]
+Method = Literal["full", "head", "top-k", "gradual", "pattern", "lora", "prompt", "prefix", "ia3", "bitfit", "peft"]
 Mask = Literal["causal", "bidirectional", "top-k"]
 HeadKind = Literal["auto", "label-words", "fresh", "markers", "span", "generative", "scoring"]
 
@@ -49,12 +49,14 @@ class TuneConfig:
         backbone: "own" (our Transformer and kernels), "hub" (the transformers module), "auto": own where it can.
         method: which parameters learn. "full" all; "head" the head alone; "top-k" the last `top_k` blocks, the last
             norm and the head; "gradual" one block more each epoch from the top; "pattern" names that match
-            `pattern`; "lora", "prompt", "prefix", "ia3", "bitfit" as in the literature.
+            `pattern`; "lora", "prompt", "prefix", "ia3", "bitfit" as in the literature; "peft" any tuner of peft.
         top_k: blocks for method "top-k", >= 1.
         pattern: regular expression on parameter names (`re.search`), for method "pattern".
         rank: of LoRA, >= 1.
         lora_alpha: LoRA's scale is lora_alpha / rank; None: 2 * rank.
         lora_dropout: on LoRA's input, in [0, 1).
+        peft_config: for method "peft": peft's own settings as a JSON object, such as {"peft_type": "LOHA", "r": 8}; on
+            the command line a file that holds it.
         virtual_tokens: of methods "prompt" and "prefix", >= 1.
         mask: of attention: "causal", "bidirectional", or bidirectional in the last `mask_blocks` blocks ("top-k").
         mask_blocks: blocks without the causal mask for mask "top-k", >= 1.
@@ -113,6 +115,7 @@ class TuneConfig:
     rank: int = 8
     lora_alpha: float | None = None
     lora_dropout: float = 0.05
+    peft_config: str | None = None
     virtual_tokens: int = 20
     mask: Mask = "causal"
     mask_blocks: int = 4
@@ -170,9 +173,25 @@ class TuneConfig:
             raise ConfigError(
                 f'mask = "{self.mask}" needs the backbone of transformers; write backbone = "hub" or "auto"'
             )
-        if self.method in ("prompt", "prefix", "ia3") and self.backbone == "own":
+        self._check_peft_config()
+        if self.method in ("prompt", "prefix", "ia3", "peft") and self.backbone == "own":
             raise ConfigError(
                 f'method = "{self.method}" needs the backbone of transformers; write backbone = "hub" or "auto"'
+            )
+
+    def _check_peft_config(self) -> None:
+        if self.method != "peft":
+            if self.peft_config is not None:
+                raise ConfigError(f'peft_config is for method = "peft", not "{self.method}"; leave it out')
+            return
+        try:
+            settings = json.loads(self.peft_config or "")
+        except json.JSONDecodeError:
+            settings = None
+        if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
+            raise ConfigError(
+                f"peft_config = {str(self.peft_config)[:60]!r} must be a JSON object with peft_type; write such as "
+                '{"peft_type": "LOHA", "r": 8}'
             )
 
     def _check_whole_numbers(self) -> None:

@@ -30,6 +30,7 @@ _RATES: dict[Method, float] = {
     "prompt": 1e-2,
     "prefix": 1e-3,
     "ia3": 5e-3,
+    "peft": 5e-4,  # LoRA's, whose kin most tuners are; others have their own, such as 1e-2 for VeRA
 }
 # SGD's gradient is not divided by its size: Howard and Ruder 2018 fine-tune with 0.01 and momentum 0.9.
 _SGD_RATE = 1e-2

@@ -8,7 +8,7 @@
 | gradual | as full, but a block is frozen until its epoch: the head first, one block more each epoch, from the top |
 | pattern | parameters whose name matches `pattern` (`re.search`), and the head |
 | bitfit | biases, or norm gains in a model without biases, and the head |
-| lora, prompt, prefix, ia3 | what the method adds, and the head |
+| lora, prompt, prefix, ia3, peft | what the method adds, and the head |
 
 A parameter has a depth: 0 embeddings, 1 ... L blocks, L + 1 what follows them and the head. Layer-wise decay gives
 depth i the rate lr * layer_decay^(L + 1 - i). Weight decay is decoupled (each update multiplies by 1 - lr *
@@ -34,7 +34,7 @@ from chinchilla_lm.tune.task import TunedModel
 BETAS = (0.9, 0.999)
 """AdamW's own defaults, which fine-tuning keeps (Devlin et al. 2019, appendix A.2)."""
 MOMENTUM = 0.9
-_ADAPTERS = ("lora", "prompt", "prefix", "ia3")
+_ADAPTERS = ("lora", "prompt", "prefix", "ia3", "peft")
 _SHOWN_NAMES = 3
 
 
@@ -210,7 +210,7 @@ def _adapter_parameters(model: TunedModel) -> list[nn.Parameter]:
 def _kind(depth: int, parameter: nn.Parameter, method: str) -> str:
     if method in ("prompt", "prefix", "ia3"):
         return "virtual"
-    if method == "lora":
+    if method in ("lora", "peft"):
         return "adapter"
     if depth == 0:
         return "embedding"

@@ -188,7 +188,8 @@ def _grown_head(parent: LoadedRun, task: Task) -> Any:
 def continued_config(old: TuneConfig, new: TuneConfig, settings: ContinueSettings) -> TuneConfig:
     """The config of a continuation: rows and training settings of the new one, the model and its form of the old."""
     kept = ("task", "model", "backbone", "mask", "mask_blocks", "head", "pooling", "template", "language", "rank")
-    kept += ("lora_alpha", "virtual_tokens", "top_k", "pattern", "label_words", "normalisation", "max_tokens")
+    kept += ("lora_alpha", "virtual_tokens", "top_k", "pattern", "peft_config", "label_words", "normalisation")
+    kept += ("max_tokens",)
     fixed = {name: getattr(old, name) for name in kept}
     method = "lora" if settings.has_new_adapter else old.method
     return replace(new, **fixed, method=method)

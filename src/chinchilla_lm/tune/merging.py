@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
-from chinchilla_lm.core.files import read_json, write_json
+from chinchilla_lm.core.files import read_json, write_bytes, write_json
 from chinchilla_lm.model.headed import HEAD_NAMES, OWN_HEAD_FILE, HeadedModel, Kind, read_own_head, save_headed_model
 from chinchilla_lm.model.huggingface import load_model, save_model
 from chinchilla_lm.model.model_config import read_config
@@ -22,6 +22,7 @@ from chinchilla_lm.tune.adapter_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Adapter,
+    is_plain_lora,
     put_adapter,
     read_adapter,
     stack_adapters,
@@ -29,6 +30,8 @@ from chinchilla_lm.tune.adapter_files import (
 from chinchilla_lm.tune.lora import remove_lora
 from chinchilla_lm.tune.saving import PEFT_TASKS, TASK_FILE
 
+# peft's types that put tokens before the text; they have no place in weights.
+_VIRTUAL = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
 _CLASSES = {kind: name for name, kind in PEFT_TASKS.items()}
 
 
@@ -49,10 +52,10 @@ def merge_adapters(base: Path, adapters: Sequence[Path], out: Path, *, weights: 
     if not adapters or len(shares) != len(adapters):
         raise ConfigError(f"{len(adapters)} adapters and {len(shares)} weights; give one or more, and one weight each")
     kinds = [str(read_json(folder / CONFIG_FILE).get("peft_type")) for folder in adapters]
-    virtual = [str(folder) for folder, kind in zip(adapters, kinds, strict=True) if kind.endswith("_TUNING")]
+    virtual = [str(folder) for folder, kind in zip(adapters, kinds, strict=True) if kind in _VIRTUAL]
     if virtual:
         raise ModelError(f"{virtual[0]} holds virtual tokens, which have no place in weights; use it through peft")
-    if set(kinds) == {"LORA"} and _is_ours(base):
+    if set(kinds) == {"LORA"} and _is_ours(base) and all(map(is_plain_lora, adapters)):
         _merge_own(base, [read_adapter(folder) for folder in adapters], adapters[0], out, shares)
     else:
         _merge_by_peft(base, adapters, kinds, out, shares)
@@ -117,7 +120,7 @@ def _merge_by_peft(base: Path, adapters: Sequence[Path], kinds: list[str], out: 
     if shares != [1.0] and set(kinds) != {"LORA"}:
         raise ModelError(f"adapters of kind {', '.join(sorted(set(kinds)))} are merged one at a time, with weight 1")
     wrapped: Any = peft.PeftModel.from_pretrained(module, str(adapters[0]))
-    merged = _scale_layers(wrapped, shares[0]).merge_and_unload()
+    merged = _with_plain_heads(_scale_layers(wrapped, shares[0]).merge_and_unload())
     for folder, share in zip(adapters[1:], shares[1:], strict=True):
         config: Any = peft.PeftConfig.from_pretrained(str(folder))
         config.modules_to_save, config.task_type = None, None  # only the first adapter's head counts
@@ -126,8 +129,20 @@ def _merge_by_peft(base: Path, adapters: Sequence[Path], kinds: list[str], out: 
         peft.set_peft_model_state_dict(wrapped, tensors)
         merged = _scale_layers(wrapped, share).merge_and_unload()
     merged.save_pretrained(out)
+    if (adapters[0] / OWN_HEAD_FILE).is_file():  # a head that transformers has no class for
+        write_bytes(out / OWN_HEAD_FILE, (adapters[0] / OWN_HEAD_FILE).read_bytes())
     tokenizer = adapters[0] if (adapters[0] / "tokenizer.json").is_file() else base
     transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True).save_pretrained(out)
+
+
+def _with_plain_heads(module: Any) -> Any:
+    """Put trained heads in the place of peft's wrappers; not every tuner's merge does (LN_TUNING, peft 0.21)."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, part in list(module.named_modules()):
+        if isinstance(part, ModulesToSaveWrapper):
+            module.set_submodule(name, part.modules_to_save[str(part.active_adapter)])
+    return module
 
 
 def _scale_layers(wrapped: Any, share: float) -> Any:

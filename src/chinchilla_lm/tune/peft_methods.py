@@ -8,6 +8,7 @@ of a module: hidden states are computed here (`HubBackbone.read_states`), and ge
     ia3      scales of keys, values, feed-forward   a model whose maps peft knows
     prompt   embeddings before the text             a decoder
     prefix   keys and values before the text        a decoder
+    peft     what the tuner says (`peft_tuners`)    what the tuner says
 
 What they save is peft's own format with the head among `modules_to_save`.
 Axes: b rows, t positions, n virtual tokens, d width.
@@ -27,6 +28,7 @@ from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.model.huggingface import write_weights
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.hub_backbone import HubBackbone, HubHead
+from chinchilla_lm.tune.peft_tuners import check_mergeable, make_tuner_config
 from chinchilla_lm.tune.task import TunedModel
 
 if TYPE_CHECKING:
@@ -59,25 +61,25 @@ def add_peft(backbone: HubBackbone, config: TuneConfig) -> None:
     if is_virtual and not backbone._has_plain_head():
         raise ConfigError(f'method "{config.method}" does not fit a model that transforms its logits; choose lora')
     module: Any = backbone.module
-    before = {id(parameter) for parameter in module.parameters()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
             wrapped = peft.get_peft_model(module, _peft_config(backbone, config))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f'method "{config.method}" does not fit this model ({reason}); choose lora') from None
+    if config.method == "peft":
+        check_mergeable(module, str(wrapped.peft_config["default"].peft_type.value))
     backbone.__dict__["peft_model"] = wrapped  # not a submodule: it holds the module a second time
     if is_virtual:
         backbone.add_module("prompt_encoder", wrapped.prompt_encoder)
         backbone.read_states = _virtual_states(backbone, wrapped, config)
         backbone.write = _write_alone(wrapped)
-    added = [p for p in backbone.parameters() if id(p) not in before]
-    backbone.__dict__["added_parameters"] = added
+    backbone.__dict__["added_parameters"] = [p for p in backbone.parameters() if p.requires_grad]  # peft froze the rest
 
 
 def merge_layers(module: nn.Module) -> nn.Module:
-    """Return a copy of a module in which LoRA and IA3 layers are merged into plain ones."""
+    """Return a copy of a module in which LoRA, IA3 and other tuners' layers are merged into plain ones."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     merged = copy.deepcopy(module)
@@ -128,6 +130,9 @@ def _peft_config(backbone: HubBackbone, config: TuneConfig) -> Any:
     import peft
 
     module: Any = backbone.module
+    if config.method == "peft":
+        assert config.peft_config is not None, "TuneConfig checks it"
+        return make_tuner_config(config.peft_config)
     if config.method == "lora":
         alpha = 2.0 * config.rank if config.lora_alpha is None else config.lora_alpha
         names, is_transposed = _block_maps(backbone)

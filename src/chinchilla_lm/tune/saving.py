@@ -2,11 +2,12 @@
 
     run/model/      config.json (architectures, id2label, problem_type), model.safetensors with the head, the tokenizer
                     with its prompt, task.json; `transformers.pipeline(task, model="run/model")` runs it unchanged
-    run/adapter/    of methods lora, prompt, prefix, ia3: adapter_config.json, adapter_model.safetensors with the head,
-                    task.json with the labels; peft loads it on the base model
+    run/adapter/    of methods lora, prompt, prefix, ia3, peft: adapter_config.json, adapter_model.safetensors with the
+                    head, task.json with the labels; peft loads it on the base model
 
-LoRA and IA3 are merged into the weights of model/. Virtual tokens (prompt, prefix) have no place in weights: model/
-then holds the base model with the head, and answers as tuned only with adapter/ on it; task.json says so.
+LoRA, IA3 and other tuners of peft are merged into the weights of model/. Virtual tokens (prompt, prefix) have no place
+in weights: model/ then holds the base model with the head, and answers as tuned only with adapter/ on it, as task.json
+says.
 A task may carry `tokenizer` (with its prompt) and `hub_settings` (further keys of config.json).
 """
 
@@ -91,7 +92,7 @@ def describe_saved(task: Task, config: TuneConfig) -> dict[str, Any]:
         "method": config.method,
         "mask": config.mask,
         "base": config.model,
-        "adapter": config.method in ("lora", "prompt", "prefix", "ia3"),
+        "adapter": config.method in ("lora", "prompt", "prefix", "ia3", "peft"),
         "needs_adapter": is_virtual,
         "hub_settings": dict(getattr(task, "hub_settings", {})),
         "describe": task.describe(),
