@@ -24,6 +24,7 @@ from chinchilla_lm.core.errors import ChinchillaError, ConfigError
 T = TypeVar("T")
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+LONGEST_SHOWN = 200  # characters of a wrong value in a message
 # TOML integers must round trip through 64 bits in every reader (toml.io, "Integer").
 _INTEGER_LIMIT = 2**63
 
@@ -47,8 +48,8 @@ def load_toml(cls: type[T], path: Path | str) -> T:
         raise ConfigError(f"{path} does not exist; write the path of a TOML file") from None
     except (IsADirectoryError, PermissionError) as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); write the path of a readable TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML ({error}); correct that place") from None
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, nested too deep
+        raise ConfigError(f"{path} is not TOML ({_shown(error)}); correct that place") from None
     return from_mapping(cls, mapping, where=str(path))
 
 
@@ -93,12 +94,16 @@ def dump_toml(value: Any, comments: Mapping[str, str] | None = None) -> str:
 
 def _read_dataclass(cls: type[T], mapping: Any, where: str, prefix: str) -> T:
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where}: {prefix.rstrip('.')} = {mapping!r} must be a table of {cls.__name__}'s keys")
+        raise ConfigError(
+            f"{where}: {prefix.rstrip('.')} = {_shown(repr(mapping))} must be a table of {cls.__name__}'s keys"
+        )
     mapping = cast("Mapping[str, Any]", mapping)
     known = {field.name: field for field in dataclasses.fields(cast(Any, cls)) if field.init}
     for key in mapping:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {prefix + str(key)!r}; {_nearest(str(key), list(known))}")
+            raise ConfigError(
+                f"{where}: unknown key {_shown(repr(prefix + str(key)))}; {_nearest(str(key), list(known))}"
+            )
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for name, field in known.items():
@@ -116,7 +121,7 @@ def _read(hint: Any, value: Any, where: str, key: str) -> Any:
     """Return `value` as the type `hint`, or refuse it by its key."""
     found, read = _match(hint, value, where, key)
     if not found:
-        raise ConfigError(f"{where}: {key} = {value!r} has the wrong type; write {_describe(hint)}")
+        raise ConfigError(f"{where}: {key} = {_shown(repr(value))} has the wrong type; write {_describe(hint)}")
     return read
 
 
@@ -179,6 +184,12 @@ def _match_sequence(hint: Any, origin: Any, value: Any, where: str, key: str) ->
         each = (items[0],) * len(entries)
     read = [_read(item, entry, where, f"{key}[{i}]") for i, (item, entry) in enumerate(zip(each, entries, strict=True))]
     return True, list(read) if origin is list else tuple(read)
+
+
+def _shown(what: object) -> str:
+    """One line that a person can read, of whatever a file holds."""
+    text = " ".join(str(what).split())
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

@@ -92,7 +92,7 @@ def read_json(path: Path | str) -> Any:
         content = Path(path).read_bytes()
     try:
         return json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits, nested too deep
         raise DataError(f"{path} is not JSON ({error}); delete it and run the command that wrote it again") from None
 
 

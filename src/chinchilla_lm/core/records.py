@@ -121,7 +121,7 @@ def _cut_torn_line(descriptor: int) -> int:
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         record: Any = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits, too deep
         raise DataError(f"{where} is not JSON ({error}); delete that line, or restore the file") from None
     if not isinstance(record, dict) or not isinstance(cast("dict[str, Any]", record).get("schema"), str):
         raise DataError(f"{where} is not a record (no schema); delete that line, or restore the file")

@@ -178,7 +178,7 @@ def _read_json_lines(path: Path, stream: BinaryIO, field: str, tally: ReadTally)
             continue
         try:
             record = json.loads(content)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
             raise DataError(f"{path}: line {number} is not JSON ({error}); correct or delete that line") from None
         text = _field_of(record, field, f"{path}: line {number}")
         has_escapes = "\\ud" in content or "\\uD" in content  # as they are written, the search is 50 times faster
@@ -212,8 +212,10 @@ def _read_parquet(path: Path, field: str, tally: ReadTally) -> Iterator[tuple[st
             for text in batch.column(0).to_pylist():
                 number += 1
                 yield f"#{number}", _field_of({field: text}, field, f"{path}: row {number}")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the operating system, not of the content
+        reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"{path} is not a whole Parquet file of UTF-8 text ({reason}); download or write it again"
         ) from None
@@ -248,15 +250,14 @@ class _Decompressed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            content = self._stream.read(len(buffer))
+            count = self._stream.readinto(buffer)  # its read() never frees its bytes when it fails (pyarrow 26.0)
         except OSError as error:
             raise DataError(
                 f"{self._path} is not a whole {self._codec} file ({error}); download it again, or compress it again"
             ) from None
-        self._read_bytes += len(content)
+        self._read_bytes += count
         _check_ratio(self._path, self._read_bytes, self._limit)
-        buffer[: len(content)] = content
-        return len(content)
+        return count
 
     def close(self) -> None:
         if not self.closed:

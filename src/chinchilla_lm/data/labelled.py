@@ -153,7 +153,7 @@ def _parse_json_lines(path: Path, text: str) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
             raise DataError(f"{path}: line {number} is not JSON ({error}); correct or delete that line") from None
         rows.append(_checked(row, f"{path}: line {number}"))
     return rows
@@ -162,7 +162,7 @@ def _parse_json_lines(path: Path, text: str) -> list[Row]:
 def _parse_json(path: Path, text: str) -> list[Row]:
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise DataError(f"{path} is not JSON ({error}); a file of one object a line is named .jsonl") from None
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
@@ -249,8 +249,10 @@ def _read_parquet(path: Path) -> list[Row]:
 
     try:
         return parquet.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the operating system, not of the content
+        reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} is not a whole Parquet file ({reason}); download or write it again") from None
 
 

@@ -12,6 +12,7 @@ from chinchilla_lm.core.errors import DataError
 
 Row = dict[str, Any]
 # Escapes in JSON can make surrogates, and UTF-8 cannot hold them.
+_LONGEST_NUMBER = 18  # digits of a whole number in a cell; Python refuses to read thousands
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -82,7 +83,7 @@ class Fields:
 
     def as_number(self, value: Any, name: str) -> int:
         """Return a whole number; a cell of a table may hold it as text."""
-        if isinstance(value, str) and value.strip().isdecimal():
+        if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _LONGEST_NUMBER:
             return int(value)
         if isinstance(value, float) and value.is_integer():
             return int(value)
@@ -94,11 +95,11 @@ class Fields:
         """Return the list that a cell of a table holds as JSON or as Python writes it."""
         try:
             return json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             pass
         try:
             return ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise DataError(f'{self.place}: {name!r} is {_short(value)}, not a list; write ["...", "..."]') from None
 
     def _at(self, column: str, name: str) -> Any:

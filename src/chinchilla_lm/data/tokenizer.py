@@ -118,8 +118,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         return Tokenizer.from_buffer(content)
     except ValueError as error:
         raise DataError(
-            f"{path} is not a tokenizer of the `tokenizers` library ({error}); save it again, or convert it with"
-            " transformers' AutoTokenizer and save_pretrained"
+            f"{path} is not a tokenizer of the `tokenizers` library ({str(error)[:200]}); save it again, or convert it "
+            "with transformers' AutoTokenizer and save_pretrained"
         ) from None
 
 

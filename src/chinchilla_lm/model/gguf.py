@@ -150,8 +150,9 @@ def read_gguf(path: Path | str) -> tuple[Transformer, GgufText]:
                 heads = _turned_heads(key, shape)
                 target.copy_(values if heads is None else _halve_rows(values, heads))
         return model, _read_text(fields)
-    except (KeyError, ValueError, IndexError) as error:
-        raise ModelError(f"{path} is not a whole GGUF file of ours ({error!r}); export the model again") from None
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = repr(error)[:200]  # the package checks little of what it reads
+        raise ModelError(f"{path} is not a whole GGUF file of ours ({reason}); export the model again") from None
 
 
 def _package() -> Any:
