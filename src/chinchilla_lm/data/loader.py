@@ -87,10 +87,6 @@ class TokenBatches:
             targets_bt[row] = window[1:]
         return inputs_bt, targets_bt
 
-    def epochs_at(self, step: int) -> float:
-        """Return how many times the split was passed over before `step`."""
-        return step * self.rows / self.windows
-
     def _draw_epoch(self, epoch: int) -> np.ndarray:
         """Return the first token of each window of an epoch, in the order in which they are seen; (n,) int64."""
         phase = _generator(self.seed, epoch, _PHASE).integers(self._phases)

@@ -11,17 +11,11 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 )
 _UNITS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}_]+")
-_UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my"})
 
 
 def split_units(text: str) -> list[str]:
     """Return lower-case words and single characters of scripts without spaces, punctuation left out."""
     return _UNITS.findall(text.lower())
-
-
-def is_unspaced(language: str) -> bool:
-    """Say whether a language (a code such as "zh" or "zh-CN") is written without spaces between words."""
-    return base_language(language) in _UNSPACED_LANGUAGES
 
 
 def base_language(language: str) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_lm.core.errors import PlanError
-from chinchilla_lm.laws.forms.repetition import RepetitionLaw, effective_tokens, repeated_loss
+from chinchilla_lm.laws.forms.repetition import RepetitionLaw, effective_tokens
 from chinchilla_lm.laws.published import published_law
 
 LAW = published_law("muennighoff2023-repetition").law
@@ -128,7 +128,6 @@ def test_many_runs_with_their_own_texts_at_once():
     for place in range(2):
         alone = LAW.loss(float(params[place]), float(tokens[place]), float(unique[place]))
         assert losses[place] == pytest.approx(alone, rel=1e-14)
-    assert repeated_loss(FRESH, params, tokens, unique) == pytest.approx(losses)
 
 
 def test_the_form_does_not_see_the_harm_that_its_authors_measured(shared_data):

@@ -162,25 +162,6 @@ def test_each_doubt_is_said():
     assert any("ever faster" in warning for warning in predict(bent, 1e10, 2e11).warnings)
 
 
-def test_the_best_run_of_a_budget_is_the_law_s_optimum():
-    made = extrapolate(table()).predict_optimum(1e22)
-    params, tokens = TRUTH.optimum(1e22)
-    assert 6 * made.params * made.tokens == pytest.approx(1e22)
-    assert made.params == pytest.approx(params, rel=0.5)  # the valley is flat: half of N* costs .3 % of loss
-    assert made.low < TRUTH.loss(params, tokens) < made.high
-    assert made.established
-
-
-def test_an_optimum_beyond_the_sizes_tried_is_no_optimum():
-    flops = np.repeat(np.geomspace(1e18, 1e21, 7), 5)
-    params = 0.002 * flops**0.5 * np.tile(np.geomspace(0.3, 3, 5), 7)  # a fiftieth of the best
-    tokens = flops / 6 / params
-    narrow = RunTable(params=params, tokens=tokens, flops=flops, loss=TRUTH.loss(params, tokens))
-    made = extrapolate(narrow).predict_optimum(1e22)
-    assert not made.established
-    assert "large end" in made.warnings[0]
-
-
 def test_a_record_is_json():
     record = json.loads(json.dumps(predict(table(noise=0.003), 1e10, 2e11).to_dict(), allow_nan=False))
     assert {"loss", "low", "high", "raw_low", "raw_high", "decades", "sources", "warnings", "own_ratio"} <= set(record)

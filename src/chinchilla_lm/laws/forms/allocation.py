@@ -177,12 +177,3 @@ class SingleVariableLaw:
         """Return the loss (nats per token) at x = amount > 0."""
         require_positive(amount, self.variable)
         return (self.scale / amount) ** self.exponent
-
-    def amount_for_loss(self, loss: float) -> float:
-        """Return the x whose loss is `loss` > 0.
-
-        Raises:
-            PlanError: a loss that is not > 0.
-        """
-        require_above(loss, 0.0, f"an endless number of {self.variable}")
-        return exp_or_refuse(math.log(self.scale) - math.log(loss) / self.exponent, f"loss={loss!r}")

@@ -7,13 +7,12 @@ additive form's closed answer; at a fixed M the loss falls as C^-eta whatever M 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, overload
 
 from chinchilla_lm.laws.count import ParamsConvention
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
-from chinchilla_lm.laws.forms.law import Floats, LawRecord, exp_or_refuse, require_positive
+from chinchilla_lm.laws.forms.law import Floats, LawRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +150,3 @@ class OvertrainingLaw(LawRecord):
     def flops_for_loss(self, loss: float, flops_per_param_token: float = 6.0) -> float:
         """Return the least budget that reaches a loss; as `AdditiveLaw.flops_for_loss`."""
         return self.additive.flops_for_loss(loss, flops_per_param_token)
-
-    def flops_for_loss_at(self, loss: float, tokens_per_param: float) -> float:
-        """Return the budget that reaches a loss at M tokens per param.
-
-        Raises:
-            PlanError: a loss not above E, or M not > 0.
-        """
-        require_positive(tokens_per_param, "tokens_per_param")
-        self.flops_for_loss(loss)  # refuses what no budget reaches
-        gain = self.size_scale * tokens_per_param**self.eta + self.tokens_scale / tokens_per_param**self.eta
-        return exp_or_refuse(math.log(gain / (loss - self.E)) / self.eta, f"loss={loss!r}")

@@ -269,23 +269,6 @@ class RepetitionLaw(LawRecord):
         return exp_or_refuse(root_of_falling(excess, math.log(fresh_flops)), f"loss={loss!r}")
 
 
-def repeated_loss(law: AdditiveLaw, params: Floats, tokens: Floats, unique_tokens: float | Floats) -> Floats:
-    """Return the loss of a law of fresh text where text repeats, with Muennighoff's half-lives.
-
-    Args:
-        law: for fresh text.
-        params: N > 0.
-        tokens: D > 0, repeats included.
-        unique_tokens: U > 0 distinct tokens.
-
-    Returns:
-        L, nats per token, of the shape of `params`.
-
-    Source: Muennighoff et al. 2023, eq. 6 and section 3.1.
-    """
-    return RepetitionLaw.from_additive(law).loss(params, tokens, unique_tokens)
-
-
 @overload
 def effective_tokens(tokens: float, unique_tokens: float, repeated_tokens: float = REPEATED_TOKENS) -> float: ...
 @overload

@@ -118,18 +118,3 @@ class CostModel:
         sizes = np.array(sorted(self.flops_per_s_by_params))
         speeds = np.array([self.flops_per_s_by_params[float(size)] for size in sizes])
         return np.exp(np.interp(np.log(params), np.log(sizes), np.log(speeds)))
-
-
-def branch_saving(horizons: Floats, cooldown_fraction: float) -> float:
-    """Return the cost of horizons as branches of one trunk, over that of separate runs of the same horizons.
-
-    Args:
-        horizons: tokens of each, > 0, any unit.
-        cooldown_fraction: f in (0, 1].
-
-    Returns:
-        A ratio in (0, 1].
-    """
-    sizes = np.ones_like(horizons)
-    shared = CostModel(cooldown_fraction=cooldown_fraction).sweep_cost(sizes, horizons)
-    return shared / CostModel().sweep_cost(sizes, horizons)

@@ -30,7 +30,6 @@ from chinchilla_lm.laws.trust.inflation import LEARNT, Inflation, OwnErrors, own
 _FARTHEST_DECADES = 2.0  # the public sets test 3x to 100x beyond the runs
 _FAILED_SQUARE = 4.0  # own errors twice as large as the public sets': the table does not follow a law
 _FEWEST_ON_RUNG = 3  # a half-decade of fewer runs says nothing of its optimum
-_SIZES_TRIED = 400  # of one budget: 3 % apart over a factor 1e5
 _OFF_PATH = 3.0  # tokens per param outside those of the runs by more than this factor
 
 
@@ -140,39 +139,6 @@ class Extrapolation:
             established=not warnings,
             warnings=warnings,
         )
-
-    def predict_optimum(self, flops: float, level: float = 0.9) -> Prediction:
-        """Predict the best run of a budget: the size at which the point is least.
-
-        Args:
-            flops: C > 0, counted as in the table; split as k N D with the k of the table's highest runs.
-            level: of the intervals, in (0, 1).
-
-        Returns:
-            The prediction at the best size whose tokens per param lie within those of the runs, or a factor 3 beyond;
-            a best size at the end of that range is no optimum, and `warnings` says so.
-
-        Raises:
-            PlanError: as `predict`.
-        """
-        require_positive(flops, "flops")
-        runs = self.fits.table
-        product = flops / self.flops_per_param_token
-        per_param = runs.tokens / runs.params
-        ends = math.log(per_param.max() * _OFF_PATH), math.log(per_param.min() / _OFF_PATH)
-        ratios = np.exp(np.linspace(*ends, _SIZES_TRIED))
-        params = np.sqrt(product / ratios)
-        losses = self.fits.ask(params, product / params, np.full(_SIZES_TRIED, flops)).point[-1]
-        best = int(losses.argmin())
-        made = self.predict(float(params[best]), float(product / params[best]), flops, level)
-        if best not in (0, _SIZES_TRIED - 1):
-            return made
-        end = "small" if best == 0 else "large"
-        edge = (
-            f"the best size for {flops:.3g} FLOPs lies at the {end} end of what the runs cover "
-            f"({per_param.min():.3g} to {per_param.max():.3g} tokens per param); add runs beyond that end"
-        )
-        return replace(made, established=False, warnings=(edge, *made.warnings))
 
     def under(self, inflation: Inflation) -> Extrapolation:
         """Return the same fits under other constants of the error model."""
