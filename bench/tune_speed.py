@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import SOURCE_ROOT, describe_machine, print_table, run_child, write_result
+from machine import SOURCE_ROOT, describe_machine, print_report, print_table, run_child, write_result
 
 SCRIPT = Path(__file__).resolve()
 VARIANTS = ("ours", "trainer", "trainer-best")
@@ -62,10 +62,7 @@ def main() -> None:
         "variants": {name: summarise(records) for name, records in rounds.items()},
     }
     show(report)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text)
+    print_report(report, options.out)
 
 
 def parse_options() -> argparse.Namespace:

@@ -15,7 +15,6 @@ _FORMULAS = {
     "repetition": "L = E + A/N'^alpha + B/D'^beta, with N' and D' what repeated text leaves of N and D",
     "allocation": "N* = coefficient C^a",
 }
-_NOT_CONSTANTS = ("objective", "delta", "noise_sd", "interval_level", "smallest_flops", "largest_flops", "exponent")
 _APPROACHES = {"envelope": "1 envelope", "isoflop": "2 IsoFLOP", "parametric": "3 parametric"}
 _SHOWN_WARNINGS = 12
 
@@ -39,9 +38,9 @@ def fit_lines(record: Mapping[str, Any]) -> list[str]:
 
 def constants_of(record: Mapping[str, Any]) -> list[str]:
     """Return the names of the law's constants in the record's order, a and b last."""
-    first = [
-        name for name, value in record.items() if isinstance(value, float) and name not in (*_NOT_CONSTANTS, "a", "b")
-    ]
+    from chinchilla_lm.report.fit_words import is_constant  # cost: numpy
+
+    first = [name for name, value in record.items() if is_constant(name, value) and name not in ("a", "b")]
     return [*first, *(name for name in ("a", "b") if isinstance(record.get(name), float))]
 
 

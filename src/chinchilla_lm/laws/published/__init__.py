@@ -8,12 +8,9 @@ an exponent.
 
 from __future__ import annotations
 
-import difflib
-
-from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.laws.published.allocations import ALLOCATIONS
 from chinchilla_lm.laws.published.loss_laws import LOSS_LAWS
-from chinchilla_lm.laws.published.record import PublishedLaw
+from chinchilla_lm.laws.published.record import PublishedLaw, row_named
 
 __all__ = ["PUBLISHED_LAWS", "PublishedLaw", "published_law"]
 
@@ -32,9 +29,4 @@ def published_law(name: str) -> PublishedLaw:
     Raises:
         PlanError: an unknown name; the message holds the nearest one.
     """
-    law = PUBLISHED_LAWS.get(name.strip().lower())
-    if law is not None:
-        return law
-    near = difflib.get_close_matches(name.strip().lower(), PUBLISHED_LAWS, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise PlanError(f"law {name!r} is unknown; {hint}choose from {', '.join(PUBLISHED_LAWS)}, or give a law.json")
+    return row_named(name, PUBLISHED_LAWS, kind="law", otherwise=", or give a law.json")

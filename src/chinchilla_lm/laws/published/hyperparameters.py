@@ -5,13 +5,12 @@ They hold for their authors' optimizer, schedule, initialisation and text; the e
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 
-from chinchilla_lm.core.errors import PlanError
 from chinchilla_lm.laws.count import ParamsConvention, flops_of
 from chinchilla_lm.laws.forms.law import require_positive
+from chinchilla_lm.laws.published.record import row_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +96,4 @@ def published_hyperparameters(name: str) -> HyperparameterLaw:
     Raises:
         PlanError: an unknown name; the message holds the nearest one.
     """
-    law = HYPERPARAMETER_LAWS.get(name.strip().lower())
-    if law is not None:
-        return law
-    near = difflib.get_close_matches(name.strip().lower(), HYPERPARAMETER_LAWS, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise PlanError(f"rule {name!r} is unknown; {hint}choose from {', '.join(HYPERPARAMETER_LAWS)}")
+    return row_named(name, HYPERPARAMETER_LAWS, kind="rule")
