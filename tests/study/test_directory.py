@@ -18,6 +18,15 @@ def test_the_same_request_reopens_and_another_is_refused_naming_what_differs(tmp
         open_run(tmp_path / "run", StudyConfig(corpus=("stdlib",), budget="6m"))
 
 
+def test_a_run_from_before_there_were_suites_is_the_same_request(tmp_path):
+    open_run(tmp_path / "run", REQUEST)
+    path = tmp_path / "run" / "config.toml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if not line.startswith("suite")) + "\n")
+    assert len(path.read_text().splitlines()) == len(lines) - 3
+    open_run(tmp_path / "run", REQUEST)
+
+
 def test_a_folder_with_other_files_is_not_taken(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="no run directory"):
@@ -65,7 +74,9 @@ def test_budgets_that_buy_no_study_are_refused_with_the_way_out(budget):
         allowance_of(StudyConfig(corpus=("x",), budget=budget), "cpu")
 
 
-@pytest.mark.parametrize("wrong", [{"vocab": 100}, {"seed": -1}, {"sweep_share": 0.0}, {"corpus": ()}, {"context": 3}])
+@pytest.mark.parametrize(
+    "wrong", [{"vocab": 100}, {"seed": -1}, {"sweep_share": 0.0}, {"corpus": ()}, {"context": 3}, {"suite_items": 0}]
+)
 def test_a_request_out_of_range_is_refused(wrong):
     with pytest.raises(ConfigError):
         StudyConfig(**{"corpus": ("x",), "budget": "5m", **wrong})

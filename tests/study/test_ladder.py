@@ -12,7 +12,7 @@ from chinchilla_lm.core.errors import BudgetError
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
 from chinchilla_lm.laws.shapes import nearest_shape
 from chinchilla_lm.study import ladder as module
-from chinchilla_lm.study.ladder import design_ladder, edge_size, prior_params, rung_sizes, tokens_for
+from chinchilla_lm.study.ladder import asking_share, design_ladder, edge_size, prior_params, rung_sizes, tokens_for
 from chinchilla_lm.study.request import Allowance
 from chinchilla_lm.study.speeds import MachineSpeeds, SpeedTable, speed_table
 
@@ -52,6 +52,19 @@ def test_a_time_budget_gives_rungs_a_factor_sqrt_ten_apart_above_the_floor(minut
     assert 2 <= len(made.rung_flops) <= module.MOST_RUNGS
     assert made.rung_flops[0] >= 3e11 * 0.99
     assert made.sweep_cost <= 0.3 * 60 * minutes
+
+
+def test_asking_the_models_is_part_of_the_sweeps_share_of_the_budget():
+    budget = Allowance(kind="seconds", amount=1200.0)
+    plain, asking = design(budget), design(budget, asking_tokens=2e5)
+    assert asking.sweep_cost <= 0.3 * (1200.0 - 30.0)
+    assert asking.rung_flops[-1] < plain.rung_flops[-1]
+    speeds = constant_speed(5e10)
+    share = asking_share(plain, budget, speeds, shape_near, 2e5)
+    flops = sum(training_flops_per_token(shape_near(prior_params(rung))) for rung in plain.rung_flops)
+    rounds = math.ceil(plain.sizes_per_rung / 2)
+    final = training_flops_per_token(shape_near(prior_params(plain.final_flops)))
+    assert share == pytest.approx(2e5 * (rounds * flops / 5e10 + final / 1e11) / 1200.0)
 
 
 def test_more_time_never_gives_a_lower_top_rung():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from chinchilla_lm.core.records import read_records
-from chinchilla_lm.laws.count import count_parameters
+from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
 from chinchilla_lm.model.huggingface import load_model, save_model
 from chinchilla_lm.study.directory import RunDirectory
 from chinchilla_lm.study.finish import keep_draft
@@ -23,6 +23,7 @@ from chinchilla_lm.study.finish import keep_draft
 # Far below where laws hold: it is the machinery that is tested, the forecast only for being made and kept.
 WORDS = ("run", "--budget", "2e11", "--sweep-share", "0.35", "--least-rung-flops", "4e9")
 WORDS += ("--vocab", "300", "--context", "32", "--threads", "1")
+SUITE = ("--suite", "own-words", "--suite-items", "60")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,7 @@ def command(corpus: Path, out: Path) -> list[str]:
         "-m",
         "chinchilla_lm.cli.main",
         *WORDS,
+        *SUITE,
         "--corpus",
         str(corpus),
         "--out",
@@ -81,6 +83,33 @@ def test_the_forecast_was_written_before_the_training_began(finished):
     assert stages == ["measure", "prepare", "sweep", "forecast", "train", "evaluate", "report"]
     first_training_record = (out / "train" / "records.jsonl").stat()
     assert (out / "forecast.json").stat().st_mtime_ns <= first_training_record.st_mtime_ns
+
+
+def test_the_ladders_models_and_the_final_one_answer_the_same_items_forecast_before_the_training(finished):
+    out, document = finished
+    trials = read_records(out / "sweep" / "records.jsonl", "trial/1")
+    asked = [trial["suites"]["own-words"] for trial in trials if trial["purpose"] == "ladder"]
+    assert len(asked) >= 4
+    assert all("suites" not in trial for trial in trials if trial["purpose"] != "ladder")
+    stored = json.loads((out / "suites" / "own-words.json").read_text())
+    assert {found["items"] for found in asked} == {60} == {len(stored["items"])}
+    made, measured = (
+        json.loads((out / "forecast.json").read_text())["tasks"]["own-words"],
+        document["tasks"]["own-words"],
+    )
+    assert made["low"] < made["accuracy"] < made["high"]
+    assert measured["predicted"] == {key: made[key] for key in ("accuracy", "low", "high")}
+    assert measured["inside"] == (made["low"] <= measured["accuracy"] <= made["high"])
+    assert len(document["law"]["tasks"]["own-words"]["runs"]) == len(asked)
+    assert "own-words: right answers over loss" in (out / "report.html").read_text()
+
+
+def test_asking_is_in_the_flops_spent(finished):
+    out, document = finished
+    tokens = json.loads((out / "suites" / "own-words.json").read_text())["tokens"]
+    stage = next(s for s in read_records(out / "stages.jsonl", "stage/1") if s["stage"] == "evaluate")
+    final = training_flops_per_token(load_model(out / "model").shape)
+    assert stage["flops"] == pytest.approx(tokens * final / 3)
 
 
 def test_a_forecast_below_the_floor_is_not_called_established(finished):
@@ -138,11 +167,15 @@ def test_another_request_in_the_same_directory_is_refused_in_one_line(finished, 
 def test_training_the_plan_alone_gives_the_same_weights(finished, tmp_path):
     out, _ = finished
     words = [sys.executable, "-m", "chinchilla_lm.cli.main", "train", str(out / "plan.toml")]
-    words += ["--data", str(out / "data"), "--out", str(tmp_path / "alone"), "--json"]
+    words += ["--data", str(out / "data"), "--out", str(tmp_path / "alone"), *SUITE, "--json"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model_dir"] == str(tmp_path / "alone" / "model")
-    assert digest(tmp_path / "alone") == digest(out)
+    assert digest(tmp_path / "alone") == digest(out)  # asked a suite at each evaluation, and no weight is another
+    evaluations = read_records(tmp_path / "alone" / "records.jsonl", "evaluation/1")
+    assert len(evaluations) > 1
+    last = evaluations[-1]["suites"]["own-words"]
+    assert last["accuracy"] == json.loads((out / "eval.json").read_text())["tasks"]["own-words"]["accuracy"]
 
 
 def digest(folder: Path) -> str:

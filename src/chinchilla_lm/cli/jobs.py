@@ -131,27 +131,43 @@ def prepare(
     )
 
 
-def train(config: Path, *, data: Path, out: Path, json: JsonFlag = False) -> None:
+def train(
+    config: Path,
+    *,
+    data: Path,
+    out: Path,
+    suite: tuple[str, ...] = (),
+    suite_data: Path | None = None,
+    suite_items: int = 500,
+    json: JsonFlag = False,
+) -> None:
     """Train one model from a config such as a run's plan.toml; killed at any time, the same command continues.
 
     Args:
         config: A TOML file with shape, batch, optimizer, schedule and run.
         data: A folder that `chinchilla prepare` wrote.
         out: The folder for records, checkpoints and the finished model/.
+        suite: Also ask the model a suite at each evaluation: blimp, lambada ... (as in eval), or own-words, which of
+            eight words of the held-out text comes next; may be repeated.
+        suite_data: A folder with the suites' files; the Hugging Face hub otherwise.
+        suite_items: At most so many items of each suite.
         json: Print one JSON document.
     """
     # torch takes seconds to import
+    from chinchilla_lm.study.asking import SuiteChoice
     from chinchilla_lm.study.train_only import train_from_config
 
+    suites = SuiteChoice(names=suite, folder=suite_data, items=suite_items)
     with _display() as display:
-        record = train_from_config(config, data, out, display)
+        record = train_from_config(config, data, out, display, suites)
     if json:
         print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
-    _people().print(
+    lines = [
         f"held-out loss {record['loss']:.4f} nats per token, {record['bits_per_byte']:.4f} bits per byte; "
         f"model in {record['model_dir']}",
-        markup=False,
-    )
+        *_task_lines(record.get("suites", {})),
+    ]
+    _people().print("\n".join(lines), markup=False)
 
 
 def default_run_directory(corpus: tuple[str, ...], budget: str) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,14 @@ import torch
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.manifest import Manifest
-from chinchilla_lm.evals.item_sets import ItemSet, make_item_set, score_item_sets, stored_suite
+from chinchilla_lm.evals.item_sets import (
+    ItemSet,
+    make_item_set,
+    read_item_sets,
+    score_item_sets,
+    stored_suite,
+    write_item_set,
+)
 from chinchilla_lm.evals.own_words import CHOICES, heldout_texts, own_word_items
 from chinchilla_lm.evals.suites import SUITES, find_suite, suite_items
 from chinchilla_lm.laws.count import training_flops_per_token
@@ -33,27 +40,93 @@ _LEAST_SECONDS = 120.0  # drawing the items and measuring what they cost takes a
 _MEASURED_ITEMS = 48  # three passes of the scorer: enough for a speed within a fifth
 
 
-def check_suites(config: StudyConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SuiteChoice:
+    """What models are to be asked.
+
+    Attributes:
+        names: of suites, "own-words" among them, or "none" alone.
+        folder: of the suites' files; None: the Hugging Face hub.
+        items: most of each suite, >= 1.
+        seed: of the draw.
+    """
+
+    names: tuple[str, ...]
+    folder: Path | None = None
+    items: int = 500
+    seed: int = 0
+
+
+def check_suites(choice: SuiteChoice) -> None:
     """Refuse suites that cannot be had before anything is measured or written.
 
     Raises:
-        ConfigError: a name that is no suite, or one beside "none".
+        ConfigError: a name that is no suite, or one beside "none"; too few items.
         DataError: a suite's rows are not at hand.
     """
-    if NO_SUITE in config.suite and len(config.suite) > 1:
-        raise ConfigError(f"--suite {' '.join(config.suite)}: none stands alone; leave out it or the others")
-    for name in config.suite:
+    if choice.items < 1:
+        raise ConfigError(f"suite-items = {choice.items} must be >= 1; 500 is the default")
+    if NO_SUITE in choice.names and len(choice.names) > 1:
+        raise ConfigError(f"--suite {' '.join(choice.names)}: none stands alone; leave out it or the others")
+    for name in choice.names:
         if name in (OWN_WORDS, NO_SUITE):
             continue
         if name not in SUITES:
             raise ConfigError(
                 f"there is no suite {name!r}; choose from {OWN_WORDS}, {', '.join(SUITES)}, or {NO_SUITE}"
             )
-        suite_items(find_suite(name), _folder(config), limit=1, seed=config.seed)
+        suite_items(find_suite(name), choice.folder, limit=1, seed=choice.seed)
+
+
+def draw_item_sets(choice: SuiteChoice, manifest: Manifest, context: int) -> tuple[ItemSet, ...]:
+    """Draw the items of each suite.
+
+    Args:
+        choice: what is asked.
+        manifest: of the prepared text, whose held-out part own-words is made of.
+        context: of the models.
+
+    Raises:
+        DataError: a suite cannot be had, or does not fit the context.
+    """
+    drawn: list[ItemSet] = []
+    for name in dict.fromkeys(choice.names):
+        if name == NO_SUITE:
+            continue
+        if name == OWN_WORDS:
+            suite = stored_suite(OWN_WORDS, 1 / CHOICES)
+            items = own_word_items(heldout_texts(manifest), choice.items, choice.seed)
+        else:
+            suite = find_suite(name)
+            items = suite_items(suite, choice.folder, limit=choice.items, seed=choice.seed)
+        drawn.append(make_item_set(suite, items, manifest.tokenizer_folder, context))
+    return tuple(drawn)
+
+
+def keep_item_sets(folder: Path, choice: SuiteChoice, manifest: Manifest, context: int) -> tuple[ItemSet, ...]:
+    """Draw the items and keep them in a folder; a job that goes on reads them there.
+
+    Raises:
+        ConfigError: the folder holds other suites than those asked for.
+        DataError: as `draw_item_sets`.
+    """
+    kept = read_item_sets(folder)
+    wanted = sorted(set(choice.names) - {NO_SUITE})
+    if kept or not wanted:
+        names = sorted(one.suite.name for one in kept)
+        if names != wanted:
+            raise ConfigError(
+                f"{folder} holds the items of {', '.join(names)}, and this asks for {', '.join(wanted) or 'none'}; "
+                "ask for the same suites, or train in a new folder"
+            )
+        return kept
+    for one in draw_item_sets(choice, manifest, context):
+        write_item_set(folder, one)
+    return read_item_sets(folder)
 
 
 def choose_items(config: StudyConfig, allowance: Allowance, manifest: Manifest, context: int) -> tuple[ItemSet, ...]:
-    """Draw the items of the suites asked for, or of own-words where none is named.
+    """Draw the items of the suites that a study names, or of own-words where it names none.
 
     Args:
         config: the request.
@@ -68,25 +141,20 @@ def choose_items(config: StudyConfig, allowance: Allowance, manifest: Manifest, 
     Raises:
         DataError: a suite that was named cannot be had, or does not fit the context.
     """
-    if not config.suite and allowance.kind == "seconds" and allowance.amount < _LEAST_SECONDS:
+    if config.suite:
+        return draw_item_sets(suites_of(config), manifest, context)
+    if allowance.kind == "seconds" and allowance.amount < _LEAST_SECONDS:
         return ()
-    chosen: list[ItemSet] = []
-    for name in dict.fromkeys(config.suite or (OWN_WORDS,)):
-        if name == NO_SUITE:
-            continue
-        if name == OWN_WORDS:
-            suite = stored_suite(OWN_WORDS, 1 / CHOICES)
-            try:
-                items = own_word_items(heldout_texts(manifest), config.suite_items, config.seed)
-            except DataError:
-                if config.suite:
-                    raise
-                continue
-        else:
-            suite = find_suite(name)
-            items = suite_items(suite, _folder(config), limit=config.suite_items, seed=config.seed)
-        chosen.append(make_item_set(suite, items, manifest.tokenizer_folder, context))
-    return tuple(chosen)
+    try:
+        return draw_item_sets(replace(suites_of(config), names=(OWN_WORDS,)), manifest, context)
+    except DataError:
+        return ()
+
+
+def suites_of(config: StudyConfig) -> SuiteChoice:
+    """Give a study's own choice of suites."""
+    folder = Path(config.suite_data) if config.suite_data else None
+    return SuiteChoice(names=config.suite, folder=folder, items=config.suite_items, seed=config.seed)
 
 
 def asking_tokens(
@@ -124,7 +192,3 @@ def _part(item_set: ItemSet) -> ItemSet:
     """A few items spread over a set, their tokens by proportion."""
     items = item_set.items[:: max(1, len(item_set.items) // _MEASURED_ITEMS)]
     return replace(item_set, items=items, tokens=round(item_set.tokens * len(items) / len(item_set.items)))
-
-
-def _folder(config: StudyConfig) -> Path | None:
-    return Path(config.suite_data) if config.suite_data else None

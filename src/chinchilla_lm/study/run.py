@@ -14,7 +14,7 @@ from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.core.files import read_json
 from chinchilla_lm.data.documents import read_documents
 from chinchilla_lm.data.manifest import Manifest
-from chinchilla_lm.study.asking import check_suites
+from chinchilla_lm.study.asking import check_suites, suites_of
 from chinchilla_lm.study.directory import open_run
 from chinchilla_lm.study.machine import device_name
 from chinchilla_lm.study.progress import Progress, Quiet
@@ -100,7 +100,7 @@ def _open_study(config: StudyConfig, out: Path, progress: Progress | None) -> St
     allowance = allowance_of(config, device_name())
     if not (out / "config.toml").exists():
         _check_text(config.corpus)
-        check_suites(config)
+        check_suites(suites_of(config))
     return Study(config, allowance, open_run(out, config), progress or Quiet())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,23 @@ from chinchilla_lm.core.config import load_toml
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.data.loader import TokenBatches, heldout_windows
 from chinchilla_lm.data.manifest import Manifest, load_manifest
+from chinchilla_lm.evals.item_sets import ItemSet, score_item_sets
 from chinchilla_lm.evals.perplexity import evaluate
 from chinchilla_lm.model.huggingface import save_model
 from chinchilla_lm.model.transformer import Transformer
+from chinchilla_lm.study.asking import SuiteChoice, check_suites, keep_item_sets
 from chinchilla_lm.study.progress import Progress
 from chinchilla_lm.study.trial import HELDOUT_TOKENS
 from chinchilla_lm.train.config import TrainConfig
 from chinchilla_lm.train.job import JobResult, run_job
 from chinchilla_lm.train.loop import StepRecord
 
+NO_SUITES = SuiteChoice(names=())
 
-def train_from_config(config_file: Path, data: Path, out: Path, progress: Progress) -> dict[str, Any]:
+
+def train_from_config(
+    config_file: Path, data: Path, out: Path, progress: Progress, suites: SuiteChoice = NO_SUITES
+) -> dict[str, Any]:
     """Train what a config says and save the model; an interrupted job continues.
 
     Args:
@@ -28,15 +34,17 @@ def train_from_config(config_file: Path, data: Path, out: Path, progress: Progre
         data: a prepared folder.
         out: records, checkpoints and model/ go here.
         progress: told what happens.
+        suites: that the model is asked at each evaluation.
 
     Returns:
-        loss, loss_se, bits_per_byte, tokens, tokens_per_s, model_dir.
+        loss, loss_se, bits_per_byte, suites (where there are any), tokens, tokens_per_s, model_dir.
 
     Raises:
-        ConfigError: the config's vocabulary is not the text's.
+        ConfigError: the config's vocabulary is not the text's, or no such suite.
         ChinchillaError: as `run_job`.
     """
     config = load_toml(TrainConfig, config_file)
+    check_suites(suites)
     manifest = load_manifest(data)
     if manifest.vocab != config.shape.vocab:
         raise ConfigError(
@@ -49,12 +57,14 @@ def train_from_config(config_file: Path, data: Path, out: Path, progress: Progre
         config,
         manifest,
         out,
+        item_sets=keep_item_sets(out / "suites", suites, manifest, config.shape.context),
         progress=lambda step: progress.advance(step.step / steps, step.loss, (steps - step.step) * step.step_seconds),
     )
     save_model(job.model, out / "model", tokenizer_folder=manifest.tokenizer_folder)
     assert job.evaluation is not None
     return {
         **{name: job.evaluation[name] for name in ("loss", "loss_se", "bits_per_byte")},
+        **{name: job.evaluation[name] for name in ("suites",) if name in job.evaluation},
         "tokens": job.tokens,
         "tokens_per_s": job.tokens_per_s,
         "model_dir": str(out / "model"),
@@ -68,6 +78,7 @@ def train_on_prepared(
     *,
     progress: Callable[[StepRecord], None],
     peak_flops_per_s: float | None = None,
+    item_sets: Sequence[ItemSet] = (),
 ) -> JobResult:
     """Train a config on a prepared text, evaluated on its fixed held-out windows; a finished job is only loaded.
 
@@ -77,6 +88,7 @@ def train_on_prepared(
         folder: records and checkpoints.
         progress: called after every update.
         peak_flops_per_s: of this machine in this dtype, for the MFU.
+        item_sets: suites that the model is asked at each evaluation, by the same code as a finished one.
 
     Returns:
         As `run_job`.
@@ -88,7 +100,10 @@ def train_on_prepared(
 
     def measure(model: Transformer) -> dict[str, Any]:
         result = evaluate(model, heldout)
-        return {"loss": result.loss, "loss_se": result.loss_se, "bits_per_byte": result.bits_per_byte}
+        measured = {"loss": result.loss, "loss_se": result.loss_se, "bits_per_byte": result.bits_per_byte}
+        if not item_sets:
+            return measured
+        return {**measured, "suites": score_item_sets(model, item_sets, manifest.tokenizer_folder)}
 
     return run_job(
         config,
