@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from chinchilla_lm.cli.terminal import visible
 from chinchilla_lm.core.errors import ConfigError
+from chinchilla_lm.core.tasks import TaskName
 
 if TYPE_CHECKING:
     from chinchilla_lm.evals.loading import Loaded
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from chinchilla_lm.prompt.search import ArmRow, SearchResult
     from chinchilla_lm.prompt.template import Template
 
-TaskWord = Literal[
-    "text-classification", "token-classification", "relation-extraction", "question-answering", "multiple-choice",
-    "translation", "summarization", "dialogue", "text-generation",
-]  # fmt: skip
 RuleWord = Literal["auto", "sum", "token", "char", "byte", "pmi", "cc", "bc", "channel"]
 
 
@@ -90,7 +87,7 @@ _PROMPT_DEFAULTS = PromptOptions()
 
 
 def prompt(
-    task: TaskWord,
+    task: TaskName,
     /,
     *,
     model: Path,

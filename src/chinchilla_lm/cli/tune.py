@@ -20,7 +20,7 @@ from chinchilla_lm.cli.terminal import visible
 from chinchilla_lm.cli.tune_options import TuneOptions, read_config
 from chinchilla_lm.cli.tune_text import tune_lines
 from chinchilla_lm.core.errors import ConfigError
-from chinchilla_lm.tune.config import TaskName
+from chinchilla_lm.core.tasks import TaskName
 
 if TYPE_CHECKING:
     from chinchilla_lm.tune.config import TuneConfig

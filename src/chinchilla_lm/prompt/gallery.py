@@ -9,9 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from chinchilla_lm.core.errors import ConfigError
+from chinchilla_lm.core.tasks import TASKS
 from chinchilla_lm.prompt.choosing import has_same_choices
 from chinchilla_lm.prompt.plan import RULES, check_rules
-from chinchilla_lm.prompt.template import TASKS, Template
+from chinchilla_lm.prompt.template import Template
 
 _LANGUAGE_NAMES = {"en": "English", "zh": "中文"}
 _SHOWN_CHOICES = 6

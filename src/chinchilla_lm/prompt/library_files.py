@@ -14,7 +14,8 @@ from typing import Any
 
 from chinchilla_lm.core.config import from_mapping
 from chinchilla_lm.core.errors import ChinchillaError, ConfigError
-from chinchilla_lm.prompt.template import LANGUAGES, TASKS, Template
+from chinchilla_lm.core.tasks import TASKS
+from chinchilla_lm.prompt.template import LANGUAGES, Template
 from chinchilla_lm.prompt.yaml_files import read_yaml
 
 LIBRARY = Path(__file__).with_name("library")

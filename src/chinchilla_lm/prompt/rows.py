@@ -21,7 +21,7 @@ def with_derived_fields(task: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """Add the fields that follow.
 
     Args:
-        task: of `template.TASKS`.
+        task: of `core.tasks.TASKS`.
         row: canonical fields.
 
     Returns:

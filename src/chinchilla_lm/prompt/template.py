@@ -15,22 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.core.tasks import TASKS
 from chinchilla_lm.prompt.extraction import Extraction
 from chinchilla_lm.prompt.parts import Channel, PromptParts, Thought
 from chinchilla_lm.prompt.rows import with_derived_fields
 from chinchilla_lm.prompt.sandbox import compile_text
 
-TASKS = (
-    "text-classification",
-    "token-classification",
-    "relation-extraction",
-    "question-answering",
-    "multiple-choice",
-    "translation",
-    "summarization",
-    "dialogue",
-    "text-generation",
-)
 LANGUAGES = ("en", "zh")
 # banking77 has 77 labels, clinc150 150, FewRel 80; a list this long no longer fits a small model's context.
 MAX_CHOICES = 1_000

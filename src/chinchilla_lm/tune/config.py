@@ -13,18 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 from chinchilla_lm.core.errors import ConfigError
+from chinchilla_lm.core.tasks import TaskName
 
-TaskName = Literal[
-    "text-classification",
-    "token-classification",
-    "relation-extraction",
-    "question-answering",
-    "multiple-choice",
-    "translation",
-    "summarization",
-    "dialogue",
-    "text-generation",
-]
 Method = Literal["full", "head", "top-k", "gradual", "pattern", "lora", "prompt", "prefix", "ia3", "bitfit", "peft"]
 Mask = Literal["causal", "bidirectional", "top-k"]
 HeadKind = Literal["auto", "label-words", "fresh", "markers", "span", "generative", "scoring"]

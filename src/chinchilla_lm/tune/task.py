@@ -73,7 +73,7 @@ class Task(Protocol):
     """One task on one set of rows; see the top of the file.
 
     Attributes:
-        name: one of `tune.config.TaskName`.
+        name: one of `core.tasks.TaskName`.
         hub_class: class of the saved folder, such as "AutoModelForSequenceClassification".
         primary: name of the measure that early stopping and the report go by.
         labels: names in the order of the head's outputs; empty without labels.
