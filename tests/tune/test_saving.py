@@ -16,6 +16,8 @@ from chinchilla_lm.tune.freezing import choose_parameters, make_optimizer
 from chinchilla_lm.tune.saving import save_tuned
 from chinchilla_lm.tune.task import Task, TunedModel, make_task
 
+from .conftest import RELATED
+
 transformers = pytest.importorskip("transformers")
 
 
@@ -206,3 +208,18 @@ def test_heads_of_other_tasks_are_never_lost(tiny_folder, tmp_path, kind, task_n
             x = x_btd[:, -1] if task_name == "relation-extraction" else x_btd
             torch.testing.assert_close(loaded(ids_bt).logits, head(x), atol=1e-4, rtol=1e-4)
             assert loaded.config.id2label == dict(enumerate(task.labels))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_a_merged_adapter_keeps_a_head_that_transformers_has_no_class_for(tiny_folder, tmp_path, kind):
+    from chinchilla_lm.tune.deployed import load_deployed
+    from chinchilla_lm.tune.merging import merge_adapters
+
+    model, task, config = make_run(
+        tiny_folder(kind), RELATED, task="relation-extraction", method="lora", head="markers"
+    )
+    save_tuned(model, task, tmp_path / "model", config)
+    merge_adapters(tiny_folder(kind), [tmp_path / "adapter"], tmp_path / "merged")
+    loaded_task, loaded = load_deployed(tmp_path / "merged")
+    for one, other in zip(task.predict(model, RELATED), loaded_task.predict(loaded, RELATED), strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
