@@ -223,3 +223,9 @@ def test_normalizers_and_tokens_around_a_text_are_seen(tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ModelError, match="normalizer Lowercase"):
         describe_tokenizer(tmp_path, VOCAB)
+
+
+def test_a_broken_tokenizer_is_refused(text):
+    for changes in ({"merges": ("a nowhere",)}, {"merges": ("a",)}, {"types": text.tokenizer.types[:-1]}):
+        with pytest.raises(ModelError, match="export the model again"):
+            build_tokenizer(replace(text.tokenizer, **changes))

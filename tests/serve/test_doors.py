@@ -7,7 +7,7 @@ import json
 import socket
 
 import pytest
-from tests.serve.conftest import run_live
+from tests.serve.conftest import run_live, wait_until
 
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.serve.settings import Limits, ServerSettings, open_socket, read_api_keys
@@ -139,8 +139,14 @@ def test_the_access_log_has_no_prompts_unless_asked(live, locked):
 
 
 def last_line(live, request_id: str) -> dict:
-    lines = [json.loads(line) for line in live.log.getvalue().splitlines()]
-    return [line for line in lines if line["request_id"] == request_id][-1]
+    """The line of a request, which is written when its answer has been sent."""
+
+    def found() -> list[dict]:
+        lines = [json.loads(line) for line in live.log.getvalue().splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in lines if line["request_id"] == request_id]
+
+    wait_until(lambda: bool(found()))
+    return found()[-1]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])

@@ -145,11 +145,13 @@ def build_tokenizer(described: GgufTokenizer) -> Tokenizer:
     """Make a tokenizer that does what llama.cpp does with this description, to compare it with its source.
 
     Raises:
-        ModelError: the pre-tokenizer is not one of PRE_TOKENIZERS.
+        ModelError: the pre-tokenizer is not one of PRE_TOKENIZERS, or tokens, types and merges do not fit together.
     """
     pre = next((pre for pre in PRE_TOKENIZERS if pre.name == described.pre), None)
     if pre is None:
         raise ModelError(f"pre-tokenizer {described.pre!r} is unknown here; export the model again")
+    if len(described.tokens) != len(described.types) or not all(len(pair.split(" ")) == 2 for pair in described.merges):
+        raise ModelError("tokens, types and merges of the GGUF file do not fit together; export the model again")
     words = list(enumerate(zip(described.tokens, described.types, strict=True)))
     model = {
         "type": "BPE",
@@ -171,7 +173,10 @@ def build_tokenizer(described: GgufTokenizer) -> Tokenizer:
         "decoder": {**_BYTES_BY_GPT2_REGEX, "trim_offsets": True},
         "model": model,
     }
-    return Tokenizer.from_str(json.dumps(document))
+    try:
+        return Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # the library has no narrower one for merges of unknown tokens
+        raise ModelError(f"the tokenizer of the GGUF file is broken ({error}); export the model again") from None
 
 
 def _flatten(step: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:

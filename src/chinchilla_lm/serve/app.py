@@ -122,11 +122,11 @@ def _document(served: ServedModel):  # noqa: ANN202
     return answer
 
 
-def _refused(_: Request, error: ApiError) -> Response:
+async def _refused(_: Request, error: ApiError) -> Response:
     return error_response(error)
 
 
-def _not_routed(request: Request, error: HTTPException) -> Response:
+async def _not_routed(request: Request, error: HTTPException) -> Response:
     """404 and 405 of the router."""
     path = request.scope["path"][:80]
     if error.status_code == 405:

@@ -203,13 +203,13 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
-def failed_response(request: Request, _: Exception) -> JSONResponse:
+async def failed_response(request: Request, _: Exception) -> JSONResponse:
     """Return the answer of a bug of ours: it says where the trace is, and nothing of it."""
     return error_response(
         ApiError(500, f"the server failed; its log has request {request.scope['exchange'].request_id}")
     )
 
 
-def left_response(_: Request, __: Exception) -> Response:
+async def left_response(_: Request, __: Exception) -> Response:
     """Return what is sent to a client that has left: nothing of it is; the status is counted and logged."""
     return Response(status_code=CLIENT_LEFT_STATUS)
