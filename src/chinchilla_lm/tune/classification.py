@@ -6,7 +6,8 @@ first step exactly the model's own zero-shot answer.
 
     head "label-words"   these rows stay as they are; the network learns to say them. Default below 2,000 rows:
                          measured on 400 SST-2 rows, 90.0 against 71.0 for a head from scratch (zero-shot 78.0).
-    head "fresh"         these rows are where a trained matrix starts from, so that it begins at zero-shot, too.
+    head "fresh"         these rows are where a trained matrix starts from, so that it begins at zero-shot, too. With
+                         several labels a row always this one, and from the labels' shares (`tune.label_sets`).
 
 Encoders and encoder-decoders use the head of their own class (BERT's pooler, BART's end token) and no prompt.
 
@@ -16,6 +17,7 @@ Axes: b rows, t positions, d width, k labels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -29,6 +31,7 @@ from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.backbone import Backbone, last_states, pad_rows, split_by_length
 from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.label_sets import start_at_base_rates
 from chinchilla_lm.tune.prompted_tokenizer import add_prompt, word_ids
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel
 
@@ -88,7 +91,7 @@ class Classification:
         *,
         head: str,
         template: str | None,
-        samples: Sequence[Row] = (),
+        train_rows: Sequence[Row] = (),
         is_multilabel: bool = False,
     ) -> None:
         """Builds the tokenizer that carries the prompt.
@@ -99,7 +102,7 @@ class Classification:
             labels: in the order of the logits, at least two (one, if several may hold).
             head: "label-words", "fresh" (decoders), or "own" (the class's own).
             template: of a decoder's prompt; None: no prompt.
-            samples: some rows, to see how texts are cut into tokens behind the prompt.
+            train_rows: the first show how texts are cut into tokens behind the prompt, all how often labels hold.
             is_multilabel: a row has a set of labels.
         """
         assert config.max_tokens is not None, "resolve the config first"
@@ -111,8 +114,10 @@ class Classification:
         self._template = template
         self._form = backbone.form
         self._plain_tokenizer = backbone.tokenizer
+        self._train_rows = train_rows
+        samples = [{"text": row["text"], "text_pair": row.get("text_pair") or ""} for row in train_rows[:32]]
         self.tokenizer: PreTrainedTokenizerFast = (
-            backbone.tokenizer if template is None else add_prompt(backbone.tokenizer, template, list(samples))
+            backbone.tokenizer if template is None else add_prompt(backbone.tokenizer, template, samples)
         )
         self.tokenizer.model_max_length = config.max_tokens
         self._filler = int(cast(int, backbone.tokenizer.pad_token_id))
@@ -170,7 +175,11 @@ class Classification:
         dropout = self._config.dropout
         if dropout is None:
             dropout = _HEAD_DROPOUT if is_trained else 0.0
-        return LabelHead(self.label_rows(backbone), is_trained=is_trained, dropout=dropout)
+        weight_kd = self.label_rows(backbone)
+        if self.is_multilabel and self._train_rows:
+            read = partial(self._states, backbone)
+            weight_kd = start_at_base_rates(weight_kd, self._train_rows, self.labels, read)
+        return LabelHead(weight_kd, is_trained=is_trained, dropout=dropout)
 
     @torch.no_grad()
     def label_rows(self, backbone: Backbone) -> Tensor:
@@ -252,9 +261,18 @@ class Classification:
             assert model.head is not None
             more = {"token_type_ids": types[0]} if types else {}
             return model.head(ids_bt, lengths_b, **more).logits.float()
-        x_btd = model.backbone.hidden(ids_bt, lengths_b)
-        x_bd = last_states(x_btd, lengths_b) if self._config.pooling == "last" else mean_states(x_btd, lengths_b)
-        return cast(nn.Module, model.head)(x_bd)
+        return cast(nn.Module, model.head)(self._pool(model.backbone.hidden(ids_bt, lengths_b), lengths_b))
+
+    def _pool(self, x_btd: Tensor, lengths_b: Tensor) -> Tensor:
+        return last_states(x_btd, lengths_b) if self._config.pooling == "last" else mean_states(x_btd, lengths_b)
+
+    def _states(self, backbone: Backbone, rows: Sequence[Row]) -> Tensor:
+        """What the head reads of each row, x_nd, in no order."""
+        found: list[Tensor] = []
+        for items in self._batches(rows):
+            ids_bt, lengths_b = (torch.from_numpy(array).to(backbone.device) for array in self.collate(items)[:2])
+            found.append(self._pool(backbone.hidden(ids_bt, lengths_b), lengths_b))
+        return torch.cat(found)
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[Item]]:
         items = self.encode(rows, is_training=False)
@@ -288,7 +306,7 @@ def make_classification(config: TuneConfig, train_rows: Sequence[Row], backbone:
     labels = _labels_of(train_rows)
     if len(labels) < (1 if is_multilabel else 2):
         raise DataError(f"the training rows have {len(labels)} labels ({', '.join(labels)}); classification needs two")
-    head = _choose_head(config, backbone, len(train_rows))
+    head = _choose_head(config, backbone, len(train_rows), is_multilabel=is_multilabel)
     template = None if head == "own" else config.template or _template_for(config, train_rows, labels)
     unknown = [label for label in config.label_words if label not in labels]
     if unknown:
@@ -299,7 +317,7 @@ def make_classification(config: TuneConfig, train_rows: Sequence[Row], backbone:
         labels,
         head=head,
         template=template,
-        samples=[{"text": row["text"], "text_pair": row.get("text_pair") or ""} for row in train_rows[:32]],
+        train_rows=train_rows,
         is_multilabel=is_multilabel,
     )
 
@@ -324,7 +342,7 @@ def _labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _choose_head(config: TuneConfig, backbone: Backbone, rows: int) -> str:
+def _choose_head(config: TuneConfig, backbone: Backbone, rows: int, *, is_multilabel: bool) -> str:
     if config.head not in ("auto", "label-words", "fresh"):
         raise ConfigError(f'head = "{config.head}" is not for classification; write "label-words", "fresh" or "auto"')
     if backbone.kind != "causal":
@@ -333,6 +351,10 @@ def _choose_head(config: TuneConfig, backbone: Backbone, rows: int) -> str:
                 f'head = "label-words" is for decoders, and {config.model} is an {backbone.kind}; write head = "fresh"'
             )
         return "own"
+    if is_multilabel:
+        if config.head == "label-words":
+            raise ConfigError('head = "label-words" gives one label a row, and rows have several; write head = "fresh"')
+        return "fresh"
     if config.head != "auto":
         return config.head
     return "label-words" if rows < LABEL_WORDS_BELOW_ROWS and config.method != "head" else "fresh"

@@ -1,0 +1,50 @@
+"""The first weights of a head for several labels a row: each label begins as likely as it is among the rows.
+
+A label has its own yes or no, and the head of a decoder's class (LlamaForSequenceClassification) has no bias. Rows of
+label words less their mean, which serve one label a row, are worse than useless here: their logits sum to zero, so
+that half of the labels are likely whatever the text says. The bias is written into the rows instead: the states that a
+head reads share a large mean, and a multiple of it adds the same number to every text's logit.
+
+Source: the bias of a rare class is set to its rate before training, Lin et al. 2017 (RetinaNet), section 3.3.
+
+Axes: n rows, d width, k labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from chinchilla_lm.tune.task import Row
+
+RATE_ROWS = 64
+"""Rows whose states are averaged."""
+
+
+def base_rate_logits(rows: Sequence[Row], labels: Sequence[str]) -> Tensor:
+    """Return ln(p / (1 - p)) of each label's share of the rows, b_k, as if half a row more had it and half had not."""
+    counts = torch.tensor([sum(label in row["label"] for row in rows) for label in labels], dtype=torch.float32)
+    return torch.logit((counts + 0.5) / (len(rows) + 1))
+
+
+@torch.no_grad()
+def start_at_base_rates(
+    weight_kd: Tensor, rows: Sequence[Row], labels: Sequence[str], read: Callable[[Sequence[Row]], Tensor]
+) -> Tensor:
+    """Move rows of label words along the mean state until that state's logits are those of the labels' shares.
+
+    Args:
+        weight_kd: float32.
+        rows: for training.
+        labels: k names.
+        read: the states x_nd that the head sees of some rows.
+
+    Returns:
+        w_kd with w_kd @ mean(x) = `base_rate_logits`; what it says of differences from the mean state is unchanged in
+        other directions.
+    """
+    mean_d = read(rows[:RATE_ROWS]).float().mean(dim=0).to(weight_kd.device)
+    missing_k = base_rate_logits(rows, labels).to(weight_kd.device) - weight_kd @ mean_d
+    return weight_kd + missing_k[:, None] * mean_d / mean_d.square().sum()
