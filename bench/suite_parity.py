@@ -241,7 +241,7 @@ def show(records: dict[str, dict[str, Any]], options: argparse.Namespace) -> Non
               f"within {GOAL_POINTS}: as asked", "own wording", "CPU-s, ours / theirs")  # fmt: skip
     rows, differing = [], {}
     for suite in options.only.split(","):
-        ours, theirs = (records.get(line_name(suite, side, options)) for side in ("ours", "harness"))
+        ours, theirs = (records.get(line_name(suite, side, options), {}) for side in ("ours", "harness"))
         for metric in theirs["marks"] if ours and theirs else ():
             rows.append(row_about(suite, metric, ours, theirs))
             differing[f"{suite} {metric}"] = differing_items(metric, ours, theirs)
