@@ -21,7 +21,7 @@ from typing import Any
 from chinchilla_lm.core.files import read_json
 from chinchilla_lm.core.records import read_records
 from chinchilla_lm.laws.task_law import LEAST_RUNS, TaskForecast, TaskRun, fit_task_law, hold_out_best
-from chinchilla_lm.study.tasks import fit_tasks, forecast_tasks
+from chinchilla_lm.study.tasks import fit_tasks, forecast_tasks, task_runs
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -54,21 +54,14 @@ def print_models(records: Records, outcome: Mapping[str, Any]) -> None:
 def print_forecasts(name: str, records: Records, outcome: Mapping[str, Any], forecast: Mapping[str, Any]) -> None:
     """Print the four forecasts of a suite."""
     chance = records[0]["suites"][name]["chance"]
-    runs = [
-        TaskRun(
-            loss=record["loss"],
-            accuracy=record["suites"][name]["accuracy"],
-            standard_error=record["suites"][name]["standard_error"],
-        )
-        for record in records
-    ]
+    runs = task_runs(records)[name]
     measured = outcome["tasks"][name]
     if len(runs) <= LEAST_RUNS:
         print(f"| {name} | {chance:.3f} | none: {len(runs)} models | | | {measured['accuracy']:.4f} | |")
         return
     held, actual = hold_out_best(runs, chance=chance)
     print_row(name, chance, "best model of the sweep, held out", held, actual)
-    error = measured["standard_error"]
+    error = measured["standard_error"] or runs[-1].standard_error
     own = fit_task_law(runs, chance=chance).forecast(outcome["loss"], standard_error=error)
     print_row(name, chance, "final model, at its measured loss", own, measured["accuracy"])
     made = forecast_tasks(fit_tasks(records), forecast, records)[name]

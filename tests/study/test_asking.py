@@ -25,7 +25,7 @@ from chinchilla_lm.study.asking import (
 )
 from chinchilla_lm.study.request import Allowance, StudyConfig
 from chinchilla_lm.study.speeds import MachineSpeeds, SpeedTable
-from chinchilla_lm.study.tasks import fit_tasks, forecast_tasks, judge_tasks, task_lines
+from chinchilla_lm.study.tasks import fit_tasks, forecast_tasks, judge_tasks, task_lines, task_runs
 
 FLOPS, MINUTES = Allowance(kind="flops", amount=1e13), Allowance(kind="seconds", amount=600.0)
 
@@ -124,3 +124,10 @@ def test_three_models_make_no_forecast_and_say_why():
     judged = judge_tasks({"blimp": {"accuracy": 0.7, "standard_error": 0.01}}, {**FORECAST, "tasks": made})
     assert "inside" not in judged["blimp"]
     assert judge_tasks({}, FORECAST) == {}  # a forecast from before there were suites
+
+
+def test_no_right_answer_at_all_is_no_certainty():
+    none_right = {"metric": "acc", "accuracy": 0.0, "standard_error": 0.0, "items": 298, "chance": 0.0}
+    runs = task_runs([trial(4.0, 0.6), {"status": "done", "loss": 4.1, "suites": {"lambada": none_right}}])
+    assert runs["blimp"][0].standard_error == 0.005
+    assert runs["lambada"][0].standard_error == pytest.approx((1 / 300 * 299 / 300 / 298) ** 0.5)

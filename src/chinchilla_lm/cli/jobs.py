@@ -82,12 +82,18 @@ def sweep(options: StudyOptions = DEFAULT_OPTIONS) -> None:
     # torch takes seconds to import
     from chinchilla_lm.study.run import run_sweep_only
     from chinchilla_lm.study.stages import forecast_sentence
+    from chinchilla_lm.study.tasks import task_lines
 
     with _display() as display:
         forecast = run_sweep_only(_study_config(options), options.folder(), display)
     if options.json:
         print(json_format.dumps(forecast, ensure_ascii=False, allow_nan=False))
-    _people().print(f"{forecast_sentence(forecast)}\nplan: {options.folder() / 'plan.toml'}", markup=False)
+    lines = [
+        forecast_sentence(forecast),
+        *task_lines(forecast.get("tasks", {})),
+        f"plan: {options.folder() / 'plan.toml'}",
+    ]
+    _people().print("\n".join(lines), markup=False)
 
 
 def prepare(

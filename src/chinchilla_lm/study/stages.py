@@ -180,6 +180,8 @@ class Study:
         tokens = asking_tokens(item_sets, self.allowance, middle, manifest.tokenizer_folder, speeds)
         share = asking_share(plain, self.allowance, speeds, near, tokens)
         if not self.config.suite and share > CHEAP_SHARE:
+            told = f"own-words would take {100 * share:.1f} % of the budget and is not asked; --suite own-words asks it"
+            self.progress.stage("suites", told)
             item_sets, tokens = (), 0.0
         if item_sets:
             names = ", ".join(f"{one.suite.name} ({len(one.items)} items)" for one in item_sets)

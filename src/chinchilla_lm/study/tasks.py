@@ -24,7 +24,8 @@ def task_runs(records: Sequence[Mapping[str, Any]]) -> dict[str, list[TaskRun]]:
         if record["status"] != "done":
             continue
         for name, found in record.get("suites", {}).items():
-            run = TaskRun(loss=record["loss"], accuracy=found["accuracy"], standard_error=found["standard_error"])
+            error = found["standard_error"] or _error_of(found["accuracy"], found["items"])
+            run = TaskRun(loss=record["loss"], accuracy=found["accuracy"], standard_error=error)
             runs.setdefault(name, []).append(run)
     return runs
 
@@ -111,5 +112,11 @@ def _forecast(law: TaskLaw, forecast: Mapping[str, Any], items: int) -> TaskFore
     """Forecast what will be measured: with the error of so many items (parts of a suite make it a little smaller)."""
     interval, level = (forecast["low"], forecast["high"]), forecast["level"]
     expected = law.forecast(forecast["loss"], interval, level=level).accuracy
-    error = math.sqrt(expected * (1 - expected) / items)
+    error = _error_of(expected, items)
     return law.forecast(forecast["loss"], interval, standard_error=error, level=level)
+
+
+def _error_of(accuracy: float, items: int) -> float:
+    """Give a binomial standard error; none or all right are no certainty (rule of succession, Laplace 1774)."""
+    likely = min(max(accuracy, 1 / (items + 2)), (items + 1) / (items + 2))
+    return math.sqrt(likely * (1 - likely) / items)
