@@ -1,9 +1,9 @@
 """The first weights of a head for several labels a row: each label begins as likely as it is among the rows.
 
 A label has its own yes or no, and the head of a decoder's class (LlamaForSequenceClassification) has no bias. Rows of
-label words less their mean, which serve one label a row, are worse than useless here: their logits sum to zero, so
-that half of the labels are likely whatever the text says. The bias is written into the rows instead: the states that a
-head reads share a large mean, and a multiple of it adds the same number to every text's logit.
+label words less their mean, which serve one label a row, fail here: their logits sum to zero, so that about half of the
+labels begin as likely and a row without labels cannot be said at all. The bias is written into the rows instead: the
+states that a head reads share a large mean, and a multiple of it adds the same number to every text's logit.
 
 Source: the bias of a rare class is set to its rate before training, Lin et al. 2017 (RetinaNet), section 3.3.
 
