@@ -23,7 +23,7 @@ from chinchilla_lm.evals.suite_forms import Item
 CHOICES = 8
 PASSAGE_BYTES = 240
 """Most that is read before the word: about 70 tokens of English."""
-LEAST_PASSAGE_BYTES = 40
+LEAST_PASSAGE_CHARACTERS = 40
 LEAST_ITEMS = 50
 """Fewer have a standard error of seven points: no law can be fitted to them."""
 _MOST_TOKENS = 400_000  # of the held-out text: a thousand words are drawn from it, and it is decoded in half a second
@@ -84,7 +84,7 @@ def _places(texts: Sequence[str], pattern: regex.Pattern[str]) -> list[tuple[int
         (number, match.start(), match.group())
         for number, text in enumerate(texts)
         for match in pattern.finditer(text)
-        if match.start() >= LEAST_PASSAGE_BYTES
+        if match.start() >= LEAST_PASSAGE_CHARACTERS
     ]
 
 
