@@ -21,9 +21,10 @@ from chinchilla_lm.serve.served_model import ServedModel
 from chinchilla_lm.serve.settings import ServerSettings
 
 LARGEST_HEADERS_BYTES = 32 << 10  # of one request; browsers send about 2,000
-SWITCH_SECONDS = 0.0005
-"""How long a Python thread may keep the interpreter from another that waits. Python's own 5 ms is longer than a whole
-answer of a small model, and the event loop, the scheduler and the reader threads take turns several times in one."""
+SWITCH_SECONDS = 0.002
+"""How long a Python thread may keep the interpreter from another that waits (Python's own: 5 ms). Beside bodies of 390,000
+token ids the 99th percentile of a short completion was 41 ms with 5 ms, 11 with 2 and 28 with .5, beside clients that
+leave 11.5, 10.9 and 12.1 (two rounds on a busy machine, 2026-11-22): shorter cuts the event loop's own turns."""
 FAREWELL_SECONDS = 3.0  # for those that are told at the end of the drain, to be sent their last chunk
 
 
