@@ -77,6 +77,22 @@ def test_a_part_of_the_test_rows_may_be_answered_by_any_label_of_the_file(tiny_m
     assert max(answers) > 2  # of 24 labels, not of the three that the drawn rows have
 
 
+def test_a_task_file_of_the_harness_is_a_wording_of_rows_as_they_are(tiny_model, capsys, tmp_path):
+    task = tmp_path / "pick.yaml"
+    task.write_text(
+        'task: pick\noutput_type: multiple_choice\ndoc_to_text: "Goal: {{goal}}\\nWay:"\n'
+        'doc_to_choice: "{{[sol1, sol2]}}"\ndoc_to_target: gold\n'
+    )
+    rows = [{"goal": f"cross sea {n}", "sol1": "by ship", "sol2": "on foot", "gold": n % 2} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--model", tiny_model, "--test", tmp_path / "rows.jsonl", "--template", task, "--calibrate", "sum")
+    record = ask(capsys, "multiple-choice", *words, "--out", tmp_path / "out")
+    assert (record["template"], record["rows"]) == ("pick", 6)
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "out" / "answers-0.jsonl").read_text().splitlines()]
+    right = sum(answer == row["gold"] for answer, row in zip(answers, rows, strict=True))
+    assert record["metrics"]["accuracy"] == pytest.approx(right / 6)
+
+
 def test_other_tasks_ways_and_searches_run(tiny_model, files, capsys):
     record = ask(capsys, "multiple-choice", "--model", tiny_model, "--test", files / "choice.jsonl")
     assert (record["template"], record["scoring"]) == ("en/multiple-choice/question-answer", ["byte"])

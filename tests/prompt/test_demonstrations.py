@@ -16,7 +16,6 @@ from chinchilla_lm.prompt.contamination import TestTexts, pieces_of, plain_text
 from chinchilla_lm.prompt.demonstrations import (
     DemoSettings,
     input_text,
-    refuse_contaminated,
     select_demonstrations,
 )
 from chinchilla_lm.prompt.library_files import load_template
@@ -93,12 +92,6 @@ def test_copies_of_test_items_are_never_shown(method):
     shown = set(draw.indices) if draw.is_shared else {number for numbers in draw.indices for number in numbers}
     assert shown == set(range(2, len(pool)))
     assert draw.refused == (0, 1)
-
-
-def test_demonstrations_chosen_by_hand_are_checked():
-    with pytest.raises(DataError, match=r"demonstration 1 \('One Slow.*copies test row 0 \(similarity 1.00\)"):
-        refuse_contaminated(REVIEW, [POOL[0], {"text": "One Slow Bright story."}], [{"text": "one slow bright story"}])
-    refuse_contaminated(REVIEW, POOL, TESTS)
 
 
 def test_input_text_is_what_the_row_says():

@@ -53,7 +53,8 @@ class PromptOptions:
     """The wording, the demonstrations and the rule."""
 
     template: str = ""
-    """A name of docs/prompts.md or a .yaml file; the first that fits the rows by default."""
+    """A name of docs/prompts.md, a .yaml file of yours, or a task file of lm-evaluation-harness (rows then have its
+    columns); the first that fits the rows by default."""
     language: Literal["en", "zh"] = "en"
     """Of the wording."""
     shots: int = 0
@@ -132,9 +133,13 @@ def _read(task: str, rows: RowOptions, options: PromptOptions) -> tuple[PromptRo
 
     from chinchilla_lm.data.labelled import read_rows, rows_for_task
     from chinchilla_lm.evals.prompted import PromptRows
+    from chinchilla_lm.prompt.lm_eval_tasks import is_task_file
+
+    is_plain = options.template.endswith((".yaml", ".yml")) and is_task_file(options.template)
 
     def canonical(source: str) -> list[dict[str, Any]]:
-        return rows_for_task(task, read_rows(source)) if source else []
+        found = read_rows(source) if source else []
+        return found if is_plain or not found else rows_for_task(task, found)
 
     if rows.limit < 0 or rows.dev_rows < 0:
         raise ConfigError(f"--limit {rows.limit} and --dev-rows {rows.dev_rows} must be 0 or more")

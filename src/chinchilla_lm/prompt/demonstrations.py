@@ -118,25 +118,6 @@ def select_demonstrations(
     return [_random_draw(guard, labels, chosen, draw) for draw in range(chosen.draws)]
 
 
-def refuse_contaminated(
-    template: Template, demonstrations: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]]
-) -> None:
-    """Refuse demonstrations chosen by hand that copy a test item.
-
-    Raises:
-        DataError: the first such pair, with both texts.
-    """
-    index = TestTexts([input_text(template, row) for row in tests])
-    for number, row in enumerate(demonstrations):
-        text = input_text(template, row)
-        found = index.nearest(text)
-        if found is not None:
-            raise DataError(
-                f"demonstration {number} ({text!r:.60}) copies test row {found[0]} (similarity {found[1]:.2f}); "
-                "take another row, the test would be answered in the prompt"
-            )
-
-
 def input_text(template: Template, row: Mapping[str, Any]) -> str:
     """Return what a row says, without template and answer: the texts of its content fields, a line each."""
     fields = with_derived_fields(template.task, row)

@@ -15,6 +15,7 @@ from typing import Any
 from chinchilla_lm.core.config import from_mapping
 from chinchilla_lm.core.errors import ChinchillaError, ConfigError
 from chinchilla_lm.core.tasks import TASKS
+from chinchilla_lm.prompt.lm_eval_tasks import import_task, is_task_file
 from chinchilla_lm.prompt.template import LANGUAGES, Template
 from chinchilla_lm.prompt.yaml_files import read_yaml
 
@@ -25,7 +26,8 @@ def load_template(name: str) -> Template:
     """Find a template by its name, or read it from a file.
 
     Args:
-        name: a library name such as "en/text-classification/sentiment-review", or a path that ends in .yaml or .yml.
+        name: a library name such as "en/text-classification/sentiment-review", or a path that ends in .yaml or .yml: a
+            template, or a task file of lm-evaluation-harness, whose fields are the columns of its rows as they are.
 
     Returns:
         The template.
@@ -35,7 +37,7 @@ def load_template(name: str) -> Template:
         DataError: the file is absent.
     """
     if name.endswith((".yaml", ".yml")):
-        return read_template(name)
+        return import_task(name).template if is_task_file(name) else read_template(name)
     names = _names()
     if name in names:
         return _read_named(name)

@@ -49,6 +49,11 @@ class ImportedTask:
     shots: int
 
 
+def is_task_file(path: Path | str) -> bool:
+    """Whether a YAML file is a task of lm-evaluation-harness rather than a template of ours."""
+    return not {"doc_to_text", "include"}.isdisjoint(read_yaml(path))
+
+
 def import_task(path: Path | str) -> ImportedTask:
     """Read a task file.
 
