@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from chinchilla_lm.core.config import dump_toml, load_toml
+from chinchilla_lm.core.errors import BudgetError
 from chinchilla_lm.core.files import read_json, write_json, write_text
 from chinchilla_lm.core.records import read_records
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.loader import heldout_windows
 from chinchilla_lm.data.manifest import Manifest, load_manifest
 from chinchilla_lm.data.prepare import prepare
-from chinchilla_lm.evals.item_sets import write_item_set
+from chinchilla_lm.evals.item_sets import ItemSet, write_item_set
 from chinchilla_lm.laws.count import count_parameters, training_flops_per_token
 from chinchilla_lm.laws.shapes import nearest_shape, vocab_for
 from chinchilla_lm.model.transformer import Transformer
@@ -173,24 +174,36 @@ class Study:
         if self.directory.design.exists():
             ladder = Ladder(**read_json(self.directory.design)["ladder"])
             return replace(ladder, rung_flops=tuple(ladder.rung_flops), notes=tuple(ladder.notes))
-        context = environment["context"]
-        plain, near = self._design(speeds, manifest.vocab, context), _shape_near(manifest.vocab, context)
+        plain = self._design(speeds, manifest.vocab, environment["context"])
+        item_sets, tokens, share = self._suites(plain, speeds, manifest, environment["context"])
+        try:
+            ladder = self._design(speeds, manifest.vocab, environment["context"], tokens)
+        except BudgetError as error:
+            if self.config.suite:
+                raise BudgetError(f"{error}, or leave out suites, which take {100 * share:.0f} % of it") from None
+            ladder, item_sets, tokens = plain, (), 0.0
+        for one in item_sets:
+            write_item_set(self.directory.suites, one)
+        if item_sets:
+            names = ", ".join(f"{one.suite.name} ({len(one.items)} items)" for one in item_sets)
+            self.progress.stage("suites", f"{names}: about {100 * share:.1f} % of the budget")
+        write_json(self.directory.design, {"schema": "design/1", "ladder": vars(ladder), "asking_tokens": tokens})
+        return ladder
+
+    def _suites(
+        self, plain: Ladder, speeds: MachineSpeeds, manifest: Manifest, context: int
+    ) -> tuple[tuple[ItemSet, ...], float, float]:
+        """Draw the items and estimate what asking takes: sets, training tokens a model, and part of the budget."""
+        near = _shape_near(manifest.vocab, context)
         item_sets = choose_items(self.config, self.allowance, manifest, context)
         middle = near(prior_params(plain.rung_flops[len(plain.rung_flops) // 2]))
         tokens = asking_tokens(item_sets, self.allowance, middle, manifest.tokenizer_folder, speeds)
         share = asking_share(plain, self.allowance, speeds, near, tokens)
-        if not self.config.suite and share > CHEAP_SHARE:
+        if item_sets and not self.config.suite and share > CHEAP_SHARE:
             told = f"own-words would take {100 * share:.1f} % of the budget and is not asked; --suite own-words asks it"
             self.progress.stage("suites", told)
-            item_sets, tokens = (), 0.0
-        if item_sets:
-            names = ", ".join(f"{one.suite.name} ({len(one.items)} items)" for one in item_sets)
-            self.progress.stage("suites", f"{names}: about {100 * share:.1f} % of the budget")
-        for one in item_sets:
-            write_item_set(self.directory.suites, one)
-        ladder = self._design(speeds, manifest.vocab, context, tokens)
-        write_json(self.directory.design, {"schema": "design/1", "ladder": vars(ladder), "asking_tokens": tokens})
-        return ladder
+            return (), 0.0, 0.0
+        return item_sets, tokens, share
 
     def decide(self, environment: dict[str, Any], manifest: Manifest) -> TrainConfig:
         """Fit the law, choose size and tokens, and write law, forecast and plan before anything is trained."""
