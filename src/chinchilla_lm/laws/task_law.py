@@ -360,9 +360,8 @@ def _warnings(accuracy_n: Floats, error_n: Floats, fits: Sequence[FormFit], chan
     lines: list[str] = []
     above = (accuracy_n - chance) / error_n
     if (above > 2).sum() < 3:
-        lines.append(
-            f"only {int((above > 2).sum())} runs are clearly above chance ({chance:.2f}): the law is not established"
-        )
+        count = {0: "no run is", 1: "only 1 run is", 2: "only 2 runs are"}[int((above > 2).sum())]
+        lines.append(f"{count} clearly above chance ({chance:.2f}): the law is not established")
     weighty = max(fits, key=lambda fit: fit.weight)
     if weighty.slope <= 2 * math.sqrt(weighty.covariance[0][0]):
         lines.append("accuracy does not clearly rise as the loss falls: the law is not established")
