@@ -109,15 +109,7 @@ def answer_by_writing(
         DataError: rows that do not fit the template.
     """
     settings, writing = settings or PromptSettings(), writing or Writing()
-    if (template.kind == "choice") != writing.is_constrained:
-        way_out = (
-            "score its choices, or hold the writing to them"
-            if template.kind == "choice"
-            else "leave the constraint out"
-        )
-        raise ConfigError(f"{template.name} is a template of kind {template.kind}; {way_out}")
-    if settings.demonstrations.order == "entropy":
-        raise ConfigError("the order entropy is found by scoring choices; score them, or leave the order as drawn")
+    _check(template, settings, writing)
     results, cut = [], 0
     for draw in demonstration_draws(template, rows, settings.demonstrations):
         shown = [draw.rows if draw.is_shared else draw.rows[number] for number in range(len(rows.tests))]
@@ -183,6 +175,18 @@ def measure_written(template: Template, rows: Sequence[Row], answers: Sequence[s
     else:
         measured = overlap.measure_translation(list(answers), references, language)
     return merge(measured, diversity.measure_text(list(answers), language))
+
+
+def _check(template: Template, settings: PromptSettings, writing: Writing) -> None:
+    if (template.kind == "choice") != writing.is_constrained:
+        way_out = (
+            "score its choices, or hold the writing to them"
+            if template.kind == "choice"
+            else "leave the constraint out"
+        )
+        raise ConfigError(f"{template.name} is a template of kind {template.kind}; {way_out}")
+    if settings.demonstrations.order == "entropy":
+        raise ConfigError("the order entropy is found by scoring choices; score them, or leave the order as drawn")
 
 
 def _references(template: Template, row: Row) -> list[str]:

@@ -157,17 +157,7 @@ def forecast_record(
     count = count_parameters(shape)
     to_bits = tokens_per_byte / math.log(2)
     epochs = tokens / unique_tokens
-    doubts: list[str] = []
-    if sum(rung.flops >= 0.9 * TRUSTED_RUNG_FLOPS for rung in made.rungs) < 2:
-        doubts.append(
-            f"fewer than two rungs reach {TRUSTED_RUNG_FLOPS:.0e} FLOPs, where runs begin to follow a law; "
-            "give a larger budget"
-        )
-    if epochs > MOST_EPOCHS:
-        doubts.append(
-            f"the text is seen {epochs:.1f} times, and past {MOST_EPOCHS:.0f} passes more compute buys little: "
-            "give more text, or a smaller budget"
-        )
+    doubts = _doubts(made, epochs)
     floor = _DOUBTFUL_HALF_WIDTH if doubts else 0.0
     low, high = min(made.low, made.loss * (1 - floor)), max(made.high, made.loss * (1 + floor))
     return {
@@ -192,3 +182,19 @@ def forecast_record(
             "high": high * to_bits,
         },
     }
+
+
+def _doubts(made: Forecast, epochs: float) -> list[str]:
+    """Say why the law may not hold for this run, a line each."""
+    doubts: list[str] = []
+    if sum(rung.flops >= 0.9 * TRUSTED_RUNG_FLOPS for rung in made.rungs) < 2:
+        doubts.append(
+            f"fewer than two rungs reach {TRUSTED_RUNG_FLOPS:.0e} FLOPs, where runs begin to follow a law; "
+            "give a larger budget"
+        )
+    if epochs > MOST_EPOCHS:
+        doubts.append(
+            f"the text is seen {epochs:.1f} times, and past {MOST_EPOCHS:.0f} passes more compute buys little: "
+            "give more text, or a smaller budget"
+        )
+    return doubts
