@@ -6,15 +6,24 @@ record of a name counts. It never reads what a process prints.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from machine import print_table
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Line = TypeVar("Line", bound=_Named)
 
 STOPPED = (130, -2)
 """Exit codes of a process that Ctrl-C stopped."""
@@ -34,6 +43,20 @@ def run_lines(
         say(f"{name}: {said} after {time.monotonic() - started:.0f} s")
         if code in STOPPED:  # the same command goes on
             break
+
+
+def line_named(name: str, lines: Sequence[Line]) -> Line:
+    """Find a line by its name, or leave with one line that tells the names."""
+    found = [line for line in lines if line.name == name]
+    if not found:
+        sys.exit(f"no line {name!r}; the lines are {', '.join(line.name for line in lines)}")
+    return found[0]
+
+
+def check_inputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse to run without a model folder and a folder of sets; --show needs neither."""
+    if not options.show and not (Path(options.model, "config.json").is_file() and Path(options.data).is_dir()):
+        parser.error("--model needs a folder with a config.json, and --data a folder with the sets")
 
 
 def latest_records(results: Path, order: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

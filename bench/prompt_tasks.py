@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lines import latest_records, print_tables, run_lines
+from lines import check_inputs, latest_records, line_named, print_tables, run_lines
 from machine import child_environment
 
 SCRIPT = Path(__file__).resolve()
@@ -85,11 +85,11 @@ def main() -> None:
     options = parse_options()
     results = Path(options.out) / "results.jsonl"
     if options.worker:
-        run_line(line_named(options.worker), options)
+        run_line(line_named(options.worker, LINES), options)
         return
     names = [name for name in options.only.split(",") if name] or [line.name for line in LINES]
     if not options.show:
-        run_lines([line_named(name).name for name in names], results, lambda name: command_of(name, options),
+        run_lines([line_named(name, LINES).name for name in names], results, lambda name: command_of(name, options),
                   child_environment(options.threads))  # fmt: skip
     show(finished(results))
 
@@ -105,16 +105,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--show", action="store_true", help="run nothing")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not options.show and not (Path(options.model, "config.json").is_file() and Path(options.data).is_dir()):
-        parser.error("--model needs a folder with a config.json, and --data a folder with the sets")
+    check_inputs(parser, options)
     return options
-
-
-def line_named(name: str) -> Line:
-    found = [line for line in LINES if line.name == name]
-    if not found:
-        sys.exit(f"no line {name!r}; the lines are {', '.join(line.name for line in LINES)}")
-    return found[0]
 
 
 def command_of(name: str, options: argparse.Namespace) -> list[str]:

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lines import latest_records, print_tables, say
+from lines import check_inputs, latest_records, print_tables, say
 from machine import child_environment
 
 SCRIPT = Path(__file__).resolve()
@@ -85,8 +85,7 @@ def parse_options() -> argparse.Namespace:
     unknown = [name for name in options.only.split(",") if name not in TASK_FILES]
     if unknown:
         parser.error(f"no suite {unknown[0]!r}; choose from {', '.join(TASK_FILES)}")
-    if not options.show and not (Path(options.model, "config.json").is_file() and Path(options.data).is_dir()):
-        parser.error("--model needs a folder with a config.json, and --data a folder with the sets")
+    check_inputs(parser, options)
     return options
 
 

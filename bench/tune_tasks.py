@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lines import latest_records, print_tables, run_lines
+from lines import check_inputs, latest_records, line_named, print_tables, run_lines
 from machine import child_environment
 from tune_sets import LINES, Line
 
@@ -38,7 +38,7 @@ def main() -> None:
     options = parse_options()
     results = Path(options.out) / "results.jsonl"
     if options.worker:
-        run_line(line_named(options.worker), options)
+        run_line(line_named(options.worker, LINES), options)
         return
     if not options.show:
         run_lines([line.name for line in chosen_lines(options)], results,
@@ -59,23 +59,15 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.tiny and not options.worker:
         options.out = str(Path(options.out) / "tiny")  # so that a trial is never taken for the line itself
-    if not options.show and not (Path(options.model, "config.json").is_file() and Path(options.data).is_dir()):
-        parser.error("--model needs a folder with a config.json, and --data a folder with the sets")
+    check_inputs(parser, options)
     return options
 
 
 def chosen_lines(options: argparse.Namespace) -> list[Line]:
     part, parts = (int(word) for word in options.part.split("/"))
     names = [name for name in options.only.split(",") if name]
-    lines = [line_named(name) for name in names] if names else list(LINES)
+    lines = [line_named(name, LINES) for name in names] if names else list(LINES)
     return lines[part - 1 :: parts]
-
-
-def line_named(name: str) -> Line:
-    found = [line for line in LINES if line.name == name]
-    if not found:
-        sys.exit(f"no line {name!r}; the lines are {', '.join(line.name for line in LINES)}")
-    return found[0]
 
 
 def command_of(options: argparse.Namespace) -> list[str]:

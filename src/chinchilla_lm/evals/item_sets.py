@@ -66,6 +66,11 @@ def make_item_set(suite: Suite, items: Sequence[Item], tokenizer_folder: Path, c
     return ItemSet(suite=suite, items=tuple(items), tokens=read + sum(continuations))
 
 
+def stored_suite(name: str, chance: float, metric: str = "acc") -> Suite:
+    """Name a suite whose items do not come from its own files."""
+    return Suite(name=name, files=(), hub="", convert=_item, chance=chance, metric=metric)
+
+
 def write_item_set(folder: Path, item_set: ItemSet) -> None:
     """Write a set to FOLDER/SUITE.json, at once."""
     suite = item_set.suite
@@ -136,11 +141,6 @@ def _read(path: Path) -> ItemSet:
         return ItemSet(suite=suite, items=tuple(map(_item, record["items"])), tokens=int(record["tokens"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} holds no items of a suite ({error!r}); use a new run directory") from None
-
-
-def stored_suite(name: str, chance: float, metric: str = "acc") -> Suite:
-    """Name a suite whose items do not come from its own files."""
-    return Suite(name=name, files=(), hub="", convert=_item, chance=chance, metric=metric)
 
 
 def _item(row: Mapping[str, Any]) -> Item:

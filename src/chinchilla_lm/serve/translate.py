@@ -116,13 +116,11 @@ def read_prompts(
         ApiError: 400: too many, too long, empty, or an id that the model does not have.
     """
     many: Sequence[Any] = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
-    _check_texts(len(many), limits)
-    names = [where] if len(many) == 1 else [f"{where}[{index}]" for index in range(len(many))]
     return [
         _encode(one, served, limits, name, reserve=reserve)
         if isinstance(one, str)
         else _check_ids(one, served, limits, name, reserve=reserve)
-        for one, name in zip(many, names, strict=True)
+        for name, one in _named(many, limits, where)
     ]
 
 
@@ -140,10 +138,8 @@ def read_pairs(given: Any, served: ServedModel, limits: Limits, where: str) -> l
     """
     is_one = isinstance(given, TextPair) or (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str))
     pairs = [given] if is_one else list(given) if isinstance(given, tuple) else [given]
-    _check_texts(len(pairs), limits)
     found = []
-    for index, pair in enumerate(pairs):
-        name = where if len(pairs) == 1 else f"{where}[{index}]"
+    for name, pair in _named(pairs, limits, where):
         if isinstance(pair, TextPair):
             texts = (pair.text, pair.text_pair)
         elif isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(one, str) for one in pair):
@@ -167,11 +163,8 @@ def read_questions(
     Raises:
         ApiError: 400: something else than {question, context}, too many, or a context of too many windows.
     """
-    questions = list(given) if isinstance(given, tuple) else [given]
-    _check_texts(len(questions), limits)
     found = []
-    for index, one in enumerate(questions):
-        name = where if len(questions) == 1 else f"{where}[{index}]"
+    for name, one in _named(given if isinstance(given, tuple) else [given], limits, where):
         if not isinstance(one, Question):
             raise bad_field(name, 'must be {"question", "context"}: this model answers with a slice of the context')
         most = MOST_WINDOWS * served.capacity
@@ -196,11 +189,8 @@ def read_related(
     Raises:
         ApiError: 400: something else than {text, head, tail}, too many, too long, or entities outside the text.
     """
-    texts = list(given) if isinstance(given, tuple) else [given]
-    _check_texts(len(texts), limits)
     found = []
-    for index, one in enumerate(texts):
-        name = where if len(texts) == 1 else f"{where}[{index}]"
+    for name, one in _named(given if isinstance(given, tuple) else [given], limits, where):
         if not isinstance(one, RelatedText):
             raise bad_field(name, 'must be {"text", "head", "tail"}: this model names the relation of two entities')
         if served.bound.least_tokens(one.text, served.capacity) > served.capacity:
@@ -359,6 +349,12 @@ def _new_tokens(asked: int | None, default: int, ids: tuple[int, ...], served: S
         )
         raise bad_field("max_tokens", f"{message}most {room}", "context_length_exceeded")
     return asked
+
+
+def _named(given: Sequence[Any], limits: Limits, where: str) -> list[tuple[str, Any]]:
+    """The texts of a field, each with the name that a refusal gives it; too many are refused."""
+    _check_texts(len(given), limits)
+    return [(where if len(given) == 1 else f"{where}[{index}]", one) for index, one in enumerate(given)]
 
 
 def _check_texts(texts: int, limits: Limits) -> None:
