@@ -3,6 +3,7 @@
     python bench/tune_tasks.py --model SMOLLM2_FOLDER --data DATA_FOLDER --out runs/tune_tasks    # all lines
     ... --only sst2,ner      # some of them
     ... --part 1/2           # every other line, for two processes side by side
+    ... --seed 1             # other training rows, order and head; kept apart, in OUT/seed-1
     ... --tiny               # a few rows and two updates: does it run?
     python bench/tune_tasks.py --out runs/tune_tasks --show    # only print the table
 
@@ -53,12 +54,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--out", default="runs/tune_tasks")
     parser.add_argument("--only", default="", help="comma list of: " + ",".join(line.name for line in LINES))
     parser.add_argument("--part", default="1/1", help="this process's share of the lines, such as 1/2")
+    parser.add_argument("--seed", type=int, default=0, help="draws the rows, their order and the head")
     parser.add_argument("--tiny", action="store_true", help="a few rows and two updates a line")
     parser.add_argument("--show", action="store_true", help="run nothing")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.tiny and not options.worker:
         options.out = str(Path(options.out) / "tiny")  # so that a trial is never taken for the line itself
+    if options.seed and not options.worker:
+        options.out = str(Path(options.out) / f"seed-{options.seed}")
     check_inputs(parser, options)
     return options
 
@@ -72,6 +76,7 @@ def chosen_lines(options: argparse.Namespace) -> list[Line]:
 
 def command_of(options: argparse.Namespace) -> list[str]:
     words = [sys.executable, str(SCRIPT), "--model", options.model, "--data", options.data, "--out", options.out]
+    words += ["--seed", str(options.seed)]
     return [*words, "--tiny"] if options.tiny else words
 
 
@@ -103,6 +108,7 @@ def config_of(line: Line, options: argparse.Namespace) -> Any:
         validation_rows=validation,
         test_rows=test,
         threads=THREADS,
+        seed=options.seed,
         **settings,
     )
 
