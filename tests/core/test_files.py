@@ -6,15 +6,19 @@ import hashlib
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from chinchilla_lm.core import files
 from chinchilla_lm.core.errors import DataError
@@ -140,6 +144,53 @@ def test_a_full_disk_in_earnest() -> None:
         pytest.skip("/dev/full exists on Linux only")
     with pytest.raises(DataError, match="disk is full"), files.explain_os_error(Path("x"), needed_bytes=5):
         os.write(os.open("/dev/full", os.O_WRONLY), b"12345")
+
+
+def test_an_error_of_the_disk_below_a_library_in_rust_is_one_line(tmp_path: Path) -> None:
+    weights = {"w": np.zeros(1 << 18, dtype=np.float32)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(SafetensorError):  # which is no OSError
+            save_file(weights, tmp_path / "w")
+        with pytest.raises(DataError, match=r"^model: File too large; check the disk"):
+            save_in_rust(weights, tmp_path / "w")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    full = "Error while serializing: I/O error: No space left on device (os error 28)"  # as it says on a full disk
+    with pytest.raises(DataError, match=r"^model: the disk is full \(5 B = 5 bytes needed, "):
+        raise_explained(SafetensorError(full))
+    with pytest.raises(ValueError, match="ours"):
+        raise_explained(ValueError("a fault of ours, not of the disk"))
+
+
+def save_in_rust(weights: dict[str, Any], path: Path) -> None:
+    with files.explain_os_error(Path("model")):
+        save_file(weights, path)
+
+
+def raise_explained(error: Exception) -> None:
+    with files.explain_os_error(Path("model"), needed_bytes=5):
+        raise error
+
+
+def test_a_write_cut_short_on_a_full_disk_says_so() -> None:
+    cut = OSError("940032 requested and 667072 written")  # NumPy's tofile on a full disk: no error number
+    needed = (files.free_bytes(Path("x")) or 0) * 4
+    with pytest.raises(DataError, match="the disk is full"), files.explain_os_error(Path("x"), needed_bytes=needed):
+        raise cut
+    with pytest.raises(DataError, match="667072 written; check the disk"), files.explain_os_error(Path("x")):
+        raise cut
+
+
+def test_work_that_the_disk_cannot_hold_is_refused_before_it_begins(tmp_path: Path) -> None:
+    free = files.free_bytes(tmp_path / "not" / "made")
+    assert free is not None
+    assert free > 0
+    files.require_space(tmp_path / "run", free / 2, "checkpoints")
+    with pytest.raises(DataError, match=r"run: checkpoints need about .*B, and .*B are free; free some space"):
+        files.require_space(tmp_path / "run", 4.0 * free, "checkpoints")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chinchilla_lm.core import files
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.data import prepare as prepare_module
 from chinchilla_lm.data import shards
@@ -228,6 +230,34 @@ def test_text_that_cannot_be_prepared_leaves_no_temporary_files(tmp_path):
     assert content_of(tmp_path / "out") == {}
     with pytest.raises(DataError, match="was not prepared to the end"):
         load_manifest(tmp_path / "out")
+
+
+@pytest.mark.parametrize("room", [1, 5_000, 12_000, 24_000, 30_000, 33_000, 37_000, 41_000, 1 << 20])
+def test_a_disk_that_takes_no_more_is_one_line_and_the_same_call_goes_on(tmp_path, write_json_lines, room):
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=6)) for _ in range(200)]
+    source = write_json_lines(tmp_path / "text.jsonl", [" ".join(rng.choices(words, k=30)) for _ in range(150)])
+    whole = prepare(str(source), tmp_path / "whole", vocab=300)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # a write stops half-way, and so does the close after
+    try:
+        if room < 40_000:
+            with pytest.raises(DataError, match="File too large; check the disk"):
+                prepare(str(source), tmp_path / "out", vocab=300)
+        else:
+            prepare(str(source), tmp_path / "out", vocab=300)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    again = prepare(str(source), tmp_path / "out", vocab=300)
+    assert again.shards == whole.shards
+
+
+def test_shards_that_the_disk_cannot_hold_are_refused_before_the_long_work(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
+    with pytest.raises(DataError, match="the shards of the training text need about .* and 1000 B are free"):
+        prepare(str(corpus), tmp_path / "out", vocab=300)
+    assert not list((tmp_path / "out").glob("train-*"))
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_said(tmp_path, write_json_lines):

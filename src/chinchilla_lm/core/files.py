@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from chinchilla_lm.core.errors import ChinchillaError, DataError
 from chinchilla_lm.core.units import format_bytes
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust's standard library ends each message of the system
 _HASH_BLOCK_BYTES = 1 << 20
 
 
@@ -35,13 +36,28 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     Raises:
         DataError: the disk is full, or the place may not be written.
     """
+    write_blocks(path, (content,), needed_bytes=len(content))
+
+
+def write_blocks(path: Path | str, blocks: Iterable[bytes | memoryview], *, needed_bytes: int | None = None) -> None:
+    """Write a file at once, as `write_bytes`, whose content need not be whole in memory.
+
+    Args:
+        path: the file; missing parent folders are made.
+        blocks: its bytes, in order; taken one at a time.
+        needed_bytes: their sum where it is known, for the message about a full disk.
+
+    Raises:
+        DataError: the disk is full, or the place may not be written.
+    """
     target = Path(path)
     temporary = temporary_beside(target)
-    with explain_os_error(target, needed_bytes=len(content)):
+    with explain_os_error(target, needed_bytes=needed_bytes):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as stream:
-                stream.write(content)
+                for block in blocks:
+                    stream.write(block)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, target)
@@ -173,6 +189,33 @@ def clean_temporaries(folder: Path | str) -> list[Path]:
     return removed
 
 
+def require_space(folder: Path | str, needed_bytes: float, content: str) -> None:
+    """Refuse work whose files the disk cannot hold, before it begins.
+
+    Args:
+        folder: where they will be; it need not exist yet.
+        needed_bytes: an estimate of what will be on the disk at once, over what is there now.
+        content: what they are, in the plural, for the message.
+
+    Raises:
+        DataError: less than that is free. A disk that does not say how much is free refuses nothing.
+    """
+    free = free_bytes(folder)
+    if free is not None and needed_bytes > free:
+        raise DataError(
+            f"{folder}: {content} need about {format_bytes(needed_bytes)}, and {format_bytes(free)} are free; "
+            "free some space, or choose another folder"
+        )
+
+
+def free_bytes(path: Path | str) -> int | None:
+    """Return how much this user may still write on the disk of a path, which need not exist; None if it is not said."""
+    place = Path(path).absolute()
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+    return None
+
+
 @contextlib.contextmanager
 def explain_os_error(path: Path, needed_bytes: int | None = None) -> Generator[None]:
     """Turn the operating system's errors about `path` into one line that says the way out.
@@ -182,18 +225,29 @@ def explain_os_error(path: Path, needed_bytes: int | None = None) -> Generator[N
         needed_bytes: how much the block writes, for the message about a full disk.
 
     Raises:
-        DataError: in place of an OSError.
+        DataError: in place of an OSError, or of what a library written in Rust (safetensors, tokenizers) makes of one.
     """
     try:
         yield
     except OSError as error:
         raise _explanation(path, error, needed_bytes) from error
+    except Exception as error:  # safetensors raises its own class and tokenizers a bare Exception
+        found = None if isinstance(error, ChinchillaError) else _RUST_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise _explanation(path, OSError(number, os.strerror(number)), needed_bytes) from error
 
 
 def _explanation(path: Path, error: OSError, needed_bytes: int | None) -> ChinchillaError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        needed = "" if needed_bytes is None else f" ({format_bytes(needed_bytes)} = {needed_bytes} bytes needed)"
-        return DataError(f"{path}: the disk is full{needed}; free some space, or choose another folder")
+    free = free_bytes(path)
+    has_room = free is None or needed_bytes is None or free >= needed_bytes
+    is_cut_short = error.errno is None and not has_room  # NumPy's tofile gives no number
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or is_cut_short:
+        needed = [] if needed_bytes is None else [f"{format_bytes(needed_bytes)} = {needed_bytes} bytes needed"]
+        sizes = ", ".join(needed if free is None else [*needed, f"{format_bytes(free)} free"])
+        said = f" ({sizes})" if sizes else ""
+        return DataError(f"{path}: the disk is full{said}; free some space, or choose another folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return DataError(f"{path}: no permission ({error.strerror}); choose another folder, or change its permissions")
     if error.errno == errno.ENOENT:

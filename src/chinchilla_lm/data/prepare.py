@@ -20,7 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ConfigError, DataError
-from chinchilla_lm.core.files import clean_temporaries, explain_os_error, sha256_file, temporary_beside
+from chinchilla_lm.core.files import clean_temporaries, explain_os_error, require_space, sha256_file, temporary_beside
 from chinchilla_lm.data.documents import read_documents
 from chinchilla_lm.data.encode import encode_pieces, split_pieces
 from chinchilla_lm.data.formats import ReadTally
@@ -113,7 +113,8 @@ class Spool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._stream.close()
+        with contextlib.suppress(OSError):  # on a full disk, what the buffer still holds; nothing reads it any more
+            self._stream.close()
         self._path.unlink(missing_ok=True)
         if kind is not None:
             with contextlib.suppress(OSError):  # a folder with finished parts in it stays
@@ -194,12 +195,15 @@ def _write_splits(
     selection: Selection, spool: Spool, tokenizer: Tokenizer, out: Path, progress: Progress | None
 ) -> tuple[Shard, ...]:
     end_of_text = np.array([tokenizer.token_to_id(END_OF_TEXT)])
-    total = sum(stop - start for start, stop in selection.train + selection.heldout)
+    heldout_bytes, train_bytes = _size(selection.heldout), _size(selection.train)
     done = 0
     # END_OF_TEXT written in a document is ordinary text: only we say where documents end.
     tokenizer.encode_special_tokens = True
     shards: list[Shard] = []
     for split, spans in (("heldout", selection.heldout), ("train", selection.train)):
+        if split == "train":  # minutes of work; the held-out text has shown how many tokens a byte is
+            shard_bytes_per_byte = sum(shard.size_bytes for shard in shards) / heldout_bytes
+            require_space(out, shard_bytes_per_byte * train_bytes, "the shards of the training text")
         with ShardWriter(out, split, vocab=tokenizer.get_vocab_size()) as writer:
             for pieces, starts, size in _batches(spans, spool):
                 for ids, starts_document in zip(encode_pieces(tokenizer, pieces), starts, strict=True):
@@ -208,7 +212,7 @@ def _write_splits(
                     writer.add(ids, starts_document=starts_document)
                 done += size
                 if progress is not None:
-                    progress(done, total)
+                    progress(done, heldout_bytes + train_bytes)
         shards += writer.shards
     return tuple(shards)
 
@@ -238,7 +242,7 @@ def _manifest(
     tokenizer: Tokenizer,
     counts: dict,
 ) -> Manifest:
-    sizes = {split: sum(stop - start for start, stop in getattr(selection, split)) for split in ("train", "heldout")}
+    sizes = {split: _size(getattr(selection, split)) for split in ("train", "heldout")}
     tokens = {split: sum(shard.tokens for shard in shards if shard.split == split) for split in ("train", "heldout")}
     return Manifest(
         folder=out,
@@ -260,6 +264,10 @@ def _manifest(
         recipe_hash=recipe.hash(),
         **counts,
     )
+
+
+def _size(spans: Sequence[Span]) -> int:
+    return sum(stop - start for start, stop in spans)
 
 
 def _vocab_note(tokenizer: Tokenizer, vocab: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ A shard file appears under its name only when it is whole.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import io
 import itertools
 import os
@@ -97,11 +98,14 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        if kind is None:
-            self._close_shard()
-        elif self._stream is not None:
-            self._stream.close()
-            temporary_beside(self._path).unlink(missing_ok=True)
+        try:
+            if kind is None:
+                self._close_shard()
+        finally:
+            if self._stream is not None:
+                with contextlib.suppress(OSError):  # on a full disk, what the buffer still holds
+                    self._stream.close()
+                temporary_beside(self._path).unlink(missing_ok=True)
 
     def add(self, ids: np.ndarray, *, starts_document: bool) -> None:
         """Append ids to the stream.
