@@ -172,8 +172,8 @@ LINES = (
     NER,
     _with(NER, "full", lr=1e-4),  # the default of 3e-5 suits a head that starts from label words; this one starts anew
     _with(NER, "head", epochs=6.0),
-    _also(NER, "mean", pooling="mean"),
     NER_600,
+    _also(NER_600, "mean", pooling="mean"),
     _also(NER_600, "bidirectional", mask="bidirectional"),
     _also(NER_600, "top-k", mask="top-k", mask_blocks=TOP_BLOCKS),
     Line(

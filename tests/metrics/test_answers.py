@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chinchilla_lm.metrics.answers import answer_f1, exact_match, measure_answers, normalise_answer
+from chinchilla_lm.metrics.answers import (
+    answer_f1,
+    exact_match,
+    measure_answers,
+    normalise_answer,
+    order_by_agreement,
+)
 
 
 def test_english_answers_lose_case_articles_and_punctuation() -> None:
@@ -60,3 +66,21 @@ def test_f1_is_symmetric_bounded_and_one_where_answers_match(first: str, second:
     assert f1 == pytest.approx(answer_f1(second, first))
     if exact_match(first, second):
         assert f1 == 1.0
+
+
+def test_the_answer_most_people_agree_with_comes_first() -> None:
+    people = ["Each brotherhood elects two delegates", "two delegates", "delegates", "two delegates"]
+    assert [people[place] for place in order_by_agreement(people)][:2] == ["two delegates", "two delegates"]
+    assert order_by_agreement(["the cat", "a dog"]) == [0, 1]  # two cannot outvote each other
+    assert order_by_agreement([]) == []
+    assert order_by_agreement(["北京的公园", "公园里", "公园里面"], "zh")[0] == 1
+
+
+@given(st.lists(st.sampled_from(["x", "x y", "y z", "z", "the x"]), min_size=1, max_size=6))
+def test_no_other_answer_scores_better_against_all_people(people: list[str]) -> None:
+    def score(place: int) -> float:
+        return measure_answers([people[place]] * len(people), [[one] for one in people]).value
+
+    order = order_by_agreement(people)
+    assert sorted(order) == list(range(len(people)))
+    assert score(order[0]) == pytest.approx(max(map(score, range(len(people)))))

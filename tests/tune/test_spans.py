@@ -9,6 +9,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.prompts_generative import answers_of
 from chinchilla_lm.tune.spans import span_logits
 
 from . import conftest
@@ -58,6 +59,15 @@ def test_targets_are_the_answer_or_the_null_position(tiny_folder, kind):
             assert first == last == (0 if kind == "bert" else item.length - 1)
         else:
             assert text in tokenizer.decode(item.ids[first : last + 1])
+
+
+def test_the_answer_to_learn_is_the_one_most_people_gave(tiny_folder):
+    people = ["by Anna Smith in London near the river", "Anna Smith", "Anna Smith"]
+    row = {**ROWS[0], "answers": [{"text": text, "start": CONTEXT.find(text)} for text in people]}
+    task, model = build(tiny_folder("qwen3"))
+    alone, voted = task.encode([ROWS[0], row], is_training=True)
+    assert voted.targets["answer"].tolist() == alone.targets["answer"].tolist()
+    assert answers_of("question-answering", row, "en") == ["Anna Smith", people[0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -68,6 +68,22 @@ def measure_answers(
     return measures
 
 
+def order_by_agreement(answers: Sequence[str], language: str = "en") -> list[int]:
+    """Order the answers that several people gave to one question: the one that the others agree with most comes first.
+
+    Args:
+        answers: of one question, repeated where several people gave the same.
+        language: as for `measure_answers`.
+
+    Returns:
+        Places in `answers`, by falling sum of F1 over all of them; equals keep their order.
+    """
+    if len(set(answers)) < 2:
+        return list(range(len(answers)))
+    sums = [sum(answer_f1(each, other, language) for other in answers) for each in answers]
+    return sorted(range(len(answers)), key=lambda place: -sums[place])
+
+
 def exact_match(predicted: str, gold: str, language: str = "en") -> float:
     """Return 1.0 where two answers are the same after normalisation, else 0.0."""
     if base_language(language) == "zh":

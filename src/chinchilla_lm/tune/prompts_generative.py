@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.metrics.answers import order_by_agreement
 
 ANSWER = "answer"
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -157,7 +158,7 @@ def make_template(
 
 
 def answers_of(task: str, row: Mapping[str, Any], language: str) -> list[str]:
-    """The texts that a row accepts as answers, the one to learn first.
+    """The texts that a row accepts as answers, the one to learn first: of a question, the one most people agree with.
 
     Args:
         task: translation, summarization, question-answering or text-generation.
@@ -169,7 +170,8 @@ def answers_of(task: str, row: Mapping[str, Any], language: str) -> list[str]:
     """
     if task == "question-answering":
         texts = [one["text"] if isinstance(one, Mapping) else one for one in row.get("answers") or ()]
-        return list(dict.fromkeys(texts)) or [NO_ANSWER[language]]
+        agreed = [texts[place] for place in order_by_agreement(texts, language)]
+        return list(dict.fromkeys(agreed)) or [NO_ANSWER[language]]
     name = {"translation": "target", "summarization": "summary", "text-generation": "completion"}[task]
     value = row.get(name)
     if value is None and task == "text-generation":

@@ -27,7 +27,7 @@ from chinchilla_lm.data.span_windows import (
     locate_answer,
     target_positions,
 )
-from chinchilla_lm.metrics.answers import answer_f1, measure_answers
+from chinchilla_lm.metrics.answers import answer_f1, measure_answers, order_by_agreement
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.backbone import Backbone, pad_rows, split_by_length
 from chinchilla_lm.tune.batches import trim
@@ -102,7 +102,7 @@ class Spans:
         items: list[Item] = []
         unusable: list[int] = []
         for number, row in enumerate(rows):
-            place = locate_answer(row["context"], row["answers"]) if is_training else None
+            place = self._locate(row) if is_training else None
             if is_training and place is None and row["answers"]:
                 unusable.append(number)
                 continue
@@ -214,6 +214,12 @@ class Spans:
             max_tokens=self._max_tokens,
             stride=self._stride,
         )
+
+    def _locate(self, row: Row) -> tuple[int, int] | None:
+        """Where the answer to learn stands: of several, the one that people agree with most."""
+        answers = row["answers"]
+        order = order_by_agreement([answer["text"] for answer in answers], self._language)
+        return locate_answer(row["context"], [answers[place] for place in order])
 
     def _answer(self, parts: Sequence[tuple[Item, np.ndarray[Any, Any]]], context: str) -> Prediction:
         windows = [_window_of(item) for item, _ in parts]
