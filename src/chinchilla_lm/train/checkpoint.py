@@ -9,21 +9,22 @@ A checkpoint is a folder `step-000001234/`:
     manifest.json          SHA-256 and size of each file above; written last
 
 It is written under a temporary name, every file flushed, and renamed when it is complete: a crash at any instant leaves
-the older checkpoints as they were. One flipped bit anywhere is found before the first step. No pickle.
+the older checkpoints as they were. One flipped bit anywhere is found before the first step. No pickle. Tensors go to
+the disk and come back one at a time (`train.tensor_files`): neither needs a second copy of the state in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +34,10 @@ from chinchilla_lm.core.files import (
     explain_os_error,
     replace_directory,
     temporary_beside,
+    write_blocks,
     write_bytes,
 )
+from chinchilla_lm.train.tensor_files import BLOCK_BYTES, StoredTensor, read_layout, read_tensor, tensor_blocks
 
 _SCHEMA = "checkpoint/1"
 _CONTENT = ("weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
@@ -59,12 +62,12 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written; older checkpoints are untouched.
     """
-    content = {
-        "weights.safetensors": safetensors.torch.save(_portable(_weights(model))),
-        "optimizer.safetensors": safetensors.torch.save(_portable(_optimizer_tensors(model, optimizer))),
-        "random.safetensors": safetensors.torch.save(_random_state()),
-        "state.json": _canonical({"schema": _SCHEMA, "step": step, "extra": dict(extra)}),
+    tensors = {
+        "weights.safetensors": _weights(model),
+        "optimizer.safetensors": _optimizer_tensors(model, optimizer),
+        "random.safetensors": _random_state(),
     }
+    state = _canonical({"schema": _SCHEMA, "step": step, "extra": dict(extra)})
     final = Path(folder) / f"step-{step:09d}"
     temporary = temporary_beside(final)
     try:
@@ -72,9 +75,14 @@ def save_checkpoint(
             clean_temporaries(folder)
         for leftover in Path(folder).glob(f".step-*.{os.getpid()}.tmp"):  # of a killed process with our number (PID 1)
             shutil.rmtree(leftover, ignore_errors=True)
+        written = {}
         for name in _CONTENT:
-            write_bytes(temporary / name, content[name])
-        write_bytes(temporary / "manifest.json", _canonical(_manifest(step, content)))
+            passed, named = _Passed(), tensors.get(name)
+            blocks = (state,) if named is None else tensor_blocks(named)
+            size = len(state) if named is None else sum(tensor.nbytes for tensor in named.values())
+            write_blocks(temporary / name, passed.through(blocks), needed_bytes=size)
+            written[name] = passed.description()
+        write_bytes(temporary / "manifest.json", _canonical(_manifest(step, written)))
         replace_directory(temporary, final)
     except DataError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -99,19 +107,18 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     Raises:
         CheckpointError: a file is corrupt, or belongs to another model; nothing was changed.
     """
-    content = _read_verified(path)
-    weights = safetensors.torch.load(content["weights.safetensors"])
-    expected = _weights(model)
-    _check_tensors(path, "weight", weights, {name: tensor.shape for name, tensor in expected.items()})
-    state = json.loads(content["state.json"])
-    if optimizer is not None:
-        moments = safetensors.torch.load(content["optimizer.safetensors"])
-        _check_moments(path, moments, model, optimizer)
-        _restore_optimizer(moments, model, optimizer)
-        _restore_random_state(safetensors.torch.load(content["random.safetensors"]))
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(weights[name])
+    with _verified(path) as streams:
+        weights, expected = read_layout(streams["weights.safetensors"]), _weights(model)
+        _check_tensors(path, "weight", weights, {name: tensor.shape for name, tensor in expected.items()})
+        state = json.load(streams["state.json"])
+        if optimizer is not None:
+            moments = read_layout(streams["optimizer.safetensors"])
+            _check_moments(path, moments, model, optimizer)
+            _restore_optimizer(streams["optimizer.safetensors"], moments, model, optimizer)
+            _restore_random_state(streams["random.safetensors"])
+        with torch.no_grad():
+            for name, tensor in expected.items():
+                tensor.copy_(read_tensor(streams["weights.safetensors"], weights[name]))
     return {**state["extra"], "step": state["step"]}
 
 
@@ -127,11 +134,10 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
     refused: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            _read_verified(path)
+            with _verified(path):
+                return path, tuple(refused)
         except CheckpointError as error:
             refused.append(str(error))
-        else:
-            return path, tuple(refused)
     return None, tuple(refused)
 
 
@@ -169,34 +175,68 @@ def _step_of(path: Path) -> int:
 # Verifying
 
 
-def _manifest(step: int, content: Mapping[str, bytes]) -> dict[str, Any]:
-    files = {name: {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()} for name, part in content.items()}
-    return {"schema": _SCHEMA, "step": step, "files": files}
+class _Passed:
+    """How many bytes went by, and their SHA-256."""
+
+    def __init__(self) -> None:
+        self._digest, self._count = hashlib.sha256(), 0
+
+    def through(self, blocks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        for block in blocks:
+            self._digest.update(block)
+            self._count += len(block)
+            yield block
+
+    def description(self) -> dict[str, Any]:
+        return {"bytes": self._count, "sha256": self._digest.hexdigest()}
+
+
+def _manifest(step: int, files: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"schema": _SCHEMA, "step": step, "files": dict(files)}
 
 
 def _canonical(value: Any) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False, sort_keys=True) + "\n").encode()
 
 
-def _read_verified(path: Path) -> dict[str, bytes]:
-    """Read every file of a checkpoint, or refuse it. What is checked is what is used: files are read once."""
+@contextlib.contextmanager
+def _verified(path: Path) -> Generator[Mapping[str, BinaryIO]]:
+    """Open every file of a checkpoint at its beginning, or refuse it.
+
+    What is checked is what is used: the open files stay the same ones even if others get their names.
+    """
     path = Path(path)
     if not path.is_dir() or not _FOLDER.fullmatch(path.name):
         raise CheckpointError(f"{path} is not a checkpoint; give a folder named step-... below checkpoints/")
-    try:
-        content = {name: (path / name).read_bytes() for name in _CONTENT}
-        manifest_bytes = (path / "manifest.json").read_bytes()
-    except OSError as error:
-        raise _corrupt(
-            path, str(error.filename and Path(error.filename).name), error.strerror or "unreadable"
-        ) from None
+    with contextlib.ExitStack() as opened:
+        try:
+            streams = {name: opened.enter_context((path / name).open("rb")) for name in _CONTENT}
+            manifest_bytes = (path / "manifest.json").read_bytes()
+            found = {name: _describe(stream) for name, stream in streams.items()}
+        except OSError as error:
+            raise _corrupt(
+                path, str(error.filename and Path(error.filename).name), error.strerror or "unreadable"
+            ) from None
+        _check_manifest(path, manifest_bytes, _manifest(_step_of(path), found))
+        yield streams
+
+
+def _describe(stream: BinaryIO) -> dict[str, Any]:
+    """Read a file to its end, and go back to its beginning."""
+    passed = _Passed()
+    for _ in passed.through(iter(lambda: stream.read(BLOCK_BYTES), b"")):
+        pass
+    stream.seek(0)
+    return passed.description()
+
+
+def _check_manifest(path: Path, manifest_bytes: bytes, expected: Mapping[str, Any]) -> None:
+    if manifest_bytes == _canonical(expected):
+        return
     try:
         manifest = json.loads(manifest_bytes)
     except ValueError:
         manifest = None
-    expected = _manifest(_step_of(path), content)
-    if manifest_bytes == _canonical(expected):
-        return content
     recorded = manifest.get("files") if isinstance(manifest, dict) else None
     for name in _CONTENT:
         if isinstance(recorded, dict) and recorded.get(name) != expected["files"][name]:
@@ -221,10 +261,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _names_of_optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in optimized}
@@ -239,7 +275,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _check_moments(
-    path: Path, moments: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, moments: Mapping[str, StoredTensor], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Check that each state tensor belongs to an optimized parameter; before the first update there is none."""
     keys = sorted({full_name.partition("/")[0] for full_name in moments})
@@ -253,7 +289,9 @@ def _check_moments(
     _check_tensors(path, "optimizer state", moments, shapes)
 
 
-def _check_tensors(path: Path, what: str, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+def _check_tensors(
+    path: Path, what: str, found: Mapping[str, StoredTensor], expected: Mapping[str, torch.Size]
+) -> None:
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not in this model" for name in sorted(found) if name not in expected]
     problems += [
@@ -268,13 +306,15 @@ def _check_tensors(path: Path, what: str, found: Mapping[str, Tensor], expected:
         )
 
 
-def _restore_optimizer(moments: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _restore_optimizer(
+    stream: BinaryIO, moments: Mapping[str, StoredTensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     named = _names_of_optimized(model, optimizer)
     optimizer.state.clear()
-    for full_name, tensor in moments.items():
+    for full_name, stored in moments.items():
         key, _, name = full_name.partition("/")
         parameter = named[name]
-        optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)  # in torch's own aligned memory
+        optimizer.state[parameter][key] = read_tensor(stream, stored).to(parameter.device)
 
 
 def _random_state() -> dict[str, Tensor]:
@@ -284,7 +324,8 @@ def _random_state() -> dict[str, Tensor]:
     return state
 
 
-def _restore_random_state(state: Mapping[str, Tensor]) -> None:
+def _restore_random_state(stream: BinaryIO) -> None:
+    state = {name: read_tensor(stream, stored) for name, stored in read_layout(stream).items()}
     torch.set_rng_state(state["cpu"])
     for name, generator in state.items():
         if name != "cpu" and torch.cuda.is_available() and torch.device(name).index < torch.cuda.device_count():
