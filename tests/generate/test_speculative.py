@@ -82,6 +82,23 @@ def test_a_draft_that_diverged_is_left_aside(
     assert join_events(actual) == join_events(complete(Engine(model, slots=1), tokenizer, request))
 
 
+def test_a_draft_that_guesses_into_a_dead_end_is_left_aside(
+    model: Transformer, tokenizer: Tokenizer, random_model: Callable[..., Transformer]
+) -> None:
+    # After the first token the draft's choice is another than the model's, and bad words let nothing follow it.
+    other = random_model(seed=7)
+    plain = Request(prompt_ids=(5, 6), max_tokens=6, sampling=GREEDY)
+    (text,) = join_events(complete(Engine(model, slots=1), tokenizer, plain))
+    guess = int(Engine(other, slots=1).prefill(0, [5, 6, text.token_ids[0]]).argmax())
+    assert guess not in text.token_ids
+    bad_words = tuple((guess, token) for token in range(257))
+    request = Request(prompt_ids=(5, 6), max_tokens=6, bad_words=bad_words, sampling=GREEDY)
+    scheduler = Scheduler(Engine(model, slots=1), tokenizer, draft=Engine(other, slots=1))
+    assert scheduler.submit(request).result()[0].finish_reason == "length"
+    assert scheduler.is_alive
+    assert scheduler.drain(10)
+
+
 def _wishes() -> list[Request]:
     draw = random.Random(4)
     wishes = [

@@ -90,7 +90,7 @@ class Speculator:
                 counts[running], choosers[running] = count, chooser
         try:
             return self._choose(choosers, counts)
-        except ModelError:  # the draft's logits are not finite: the text goes on without it
+        except (ConfigError, ModelError):  # its logits are not finite, or bad words let nothing follow what it guessed
             return {}
 
     def note(self, proposed: int, kept: int) -> None:
