@@ -169,9 +169,10 @@ class Ticket:
     def _tell(self) -> None:
         self._changed.notify_all()
         is_news = self.is_finished or not self._tells_end_only
-        if self._listener is not None and is_news and not self._has_told:
+        listener = self._listener  # read once: a reader that leaves takes it away meanwhile
+        if listener is not None and is_news and not self._has_told:
             self._has_told = True  # each call wakes the loop: one is enough until it looks
             try:
-                self._listener()
+                listener()
             except RuntimeError:  # the reader's event loop is closed: nobody will read on
                 self.is_cancelled = True
