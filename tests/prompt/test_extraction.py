@@ -23,10 +23,23 @@ from chinchilla_lm.prompt.rows import join_tokens, read_entities, tag_spans, tag
         ({"rule": "number"}, "−5 degrees", "-5"),
         ({"rule": "number"}, "3e8 m/s", "3e8"),
         ({"rule": "number"}, "none", None),
+        ({"rule": "number"}, "COVID-19", "19"),
+        ({"rule": "number", "which": "last"}, "from 10-20", "20"),
+        ({"rule": "number", "which": "last"}, "(3)-5", "5"),
+        ({"rule": "number"}, "答案是-5", "-5"),
+        ({"rule": "number"}, "12,3456", "12"),
+        ({"rule": "number"}, "p < .05", ".05"),
+        ({"rule": "number"}, "wait...5", "5"),
+        ({"rule": "number"}, "共３，４５６人", "3456"),
         ({"rule": "letter"}, "(B) because A", "B"),
         ({"rule": "letter"}, "A good guess. The answer is C.", "C"),
         ({"rule": "letter"}, "答案是B。", "B"),
         ({"rule": "letter"}, "选D", "D"),
+        ({"rule": "letter"}, "答案：Ｂ 因为A不对", "B"),
+        ({"rule": "letter"}, "B is correct.", "B"),
+        ({"rule": "letter"}, "A is correct.", "A"),
+        ({"rule": "letter"}, "I think C", "C"),
+        ({"rule": "letter"}, "A guess", None),
         ({"rule": "letter"}, "Bob says so", None),
         ({"rule": "letter", "which": "last"}, "not A. So the answer is: (D)", "D"),
         ({"rule": "regex", "pattern": "#### (-?[0-9]+)"}, "so\n#### 42", "42"),
@@ -70,6 +83,13 @@ def test_the_text_before_the_first_stop(text, stops):
     assert text.startswith(cut)
     assert not any(stop in cut for stop in stops)
     assert cut == text or any(text[len(cut) :].startswith(stop) for stop in stops)
+
+
+def test_votes_keep_signs_and_points():
+    assert vote(["-5", "5", "5"]).answer == "5"
+    assert vote(["-5", "−5", "5"]).answer == "-5"
+    assert vote([".5", "5", "0.5"]).share == pytest.approx(1 / 3)
+    assert vote(["“Oslo”.", "oslo", "- Oslo"]).share == 1
 
 
 def test_votes_by_hand():

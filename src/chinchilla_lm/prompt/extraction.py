@@ -21,11 +21,14 @@ Rule = Literal["all", "first-line", "last-line", "number", "letter", "choice", "
 PATTERN_SECONDS = 0.5
 MAX_ANSWER_CHARACTERS = 20_000
 MAX_PATTERN_CHARACTERS = 500
-_NUMBER = regex.compile(r"[-+−]?(?:\d{1,3}(?:[,，]\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
-# A letter that stands alone: "(B)", "B.", "B", "答案是B"; not the B of "Bob", nor the article of "A dog".
-_LETTER = regex.compile(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'’])(?!\s+[a-z])")
+# A sign after a letter, a digit or a bracket is a hyphen or a minus between two numbers: "COVID-19", "10-20", "(3)-5".
+_SIGN, _WHOLE = r"(?:(?<![\p{Latin}\d)\]])[-+−])?", r"(?:\d{1,3}(?:[,，]\d{3})+(?!\d)|\d+)"
+_NUMBER = regex.compile(rf"{_SIGN}(?:{_WHOLE}(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d+)?")
+# A letter that stands alone: "(B)", "B.", "B", "B is right", "答案是B"; not the B of "Bob", nor the article of "A dog"
+# or the "I" of "I think".
+_LETTER = regex.compile(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'’])(?!(?<=A)\s+(?!is\b)[a-z]|(?<=I)\s+[a-z])")
 _LETTER_AFTER_CUE = regex.compile(
-    r"(?i:answer(?:\s+is)?|option|choice|答案(?:是|为)?|选项?)\s*[::]?\s*\(?([A-Z])(?![A-Za-z])"
+    r"(?i:answer(?:\s+is)?|option|choice|答案(?:是|为)?|选项?)\s*:?\s*\(?([A-Z])(?![A-Za-z])"
 )
 
 
@@ -103,7 +106,8 @@ def extract_answer(extraction: Extraction, text: str, choices: Sequence[str] = (
         return None
     answer = matches[-1 if is_last else 0]
     if extraction.rule == "number":
-        answer = answer.replace(",", "").replace("，", "").replace("−", "-").lstrip("+")
+        plain = unicodedata.normalize("NFKC", answer)  # full-width digits and commas
+        answer = plain.replace(",", "").replace("−", "-").lstrip("+")
     return answer.strip() or None
 
 
@@ -163,7 +167,8 @@ def _matches(extraction: Extraction, text: str) -> list[str]:
     if extraction.rule == "number":
         return _NUMBER.findall(text)
     if extraction.rule == "letter":
-        return _LETTER_AFTER_CUE.findall(text) or _LETTER.findall(text)
+        plain = unicodedata.normalize("NFKC", text)  # full-width letters, colons and brackets
+        return _LETTER_AFTER_CUE.findall(plain) or _LETTER.findall(plain)
     try:
         found = regex.finditer(extraction.pattern, text, timeout=PATTERN_SECONDS)
         return [match[1] if match.re.groups and match[1] is not None else match[0] for match in found]
@@ -195,4 +200,6 @@ def _named_choice(text: str, choices: Sequence[str], is_last: bool) -> str | Non
 
 def _comparable(answer: str) -> str:
     folded = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
-    return regex.sub(r"^[\p{P}\s]+|[\p{P}\s]+$", "", folded) or folded
+    # A number keeps its sign and its point: "-5" is not "5", nor ".5".
+    trimmed = regex.sub(r"^(?:(?!-?\.?\d)[\p{P}\s])+|[\p{P}\s]+$", "", folded.replace("−", "-"))
+    return trimmed or folded
