@@ -20,6 +20,7 @@ from chinchilla_lm.prompt.rules import (
     pmi_scores,
     probabilities,
 )
+from chinchilla_lm.prompt.template import Template
 
 REVIEW = load_template("en/text-classification/sentiment-review")
 ROWS = [{"text": f"film {number}", "label": "positive"} for number in range(5)]
@@ -163,6 +164,24 @@ def test_a_shared_premise_is_asked_once():
         {"question": "a", "choices": ["x", "y", "z"], "label": 0}, {"question": "b", "choices": ["u", "v"], "label": 0}
     ], (), "pmi")  # fmt: skip
     assert len(own) == 10
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_premise_of_each_row_is_its_own_whichever_row_comes_first(order):
+    # The premise names a field that is no content, which one row leaves empty.
+    template = Template(
+        name="t", task="text-classification", language="en", labels={"0": "bad", "1": "good"}, fields=("text",),
+        optional=("title",), content=("text",), item="{{ text }}\n{% if title %}{{ title }}{% else %}It{% endif %} is",
+    )  # fmt: skip
+    rows = [{"text": "a", "title": "Rome"}, {"text": "b", "title": ""}, {"text": "c", "title": "Paris"}][::order]
+    requests, logprobs = asked(template, rows, (), "pmi")
+    for scores_k, row in zip(finish_scores("pmi", requests, logprobs), rows, strict=True):
+        premise = f"{row['title'] or 'It'} is"
+        expected = [
+            bigram_logprob(f"{row['text']}\n{premise}", word) - bigram_logprob(premise, word)
+            for word in (" bad", " good")
+        ]
+        assert scores_k == pytest.approx(expected)
 
 
 def test_rows_with_fewer_choices_are_filled():

@@ -80,13 +80,16 @@ def plan_scores(
     check_rules(template, wanted)
     is_common = not demonstrations or isinstance(demonstrations[0], Mapping)
     before = _texts_before(template, demonstrations, wanted) if is_common else None  # type: ignore[arg-type]
+    has_own_premise = "pmi" in wanted and not _has_fixed_domain(template, rows)
     groups: dict[str, int] = {}
     requests: list[ScoreRequest] = []
     for number, row in enumerate(rows):
         own = before or _texts_before(template, demonstrations[number], wanted)  # type: ignore[arg-type]
         group = groups.setdefault(own.shared, len(groups))
         requests += _row_requests(template, row, (number, group), own, wanted)
-    if rows and "pmi" in wanted and _has_fixed_domain(template, rows[0]):
+        if has_own_premise:
+            requests += _domain_requests(template, row, number, group)
+    if rows and "pmi" in wanted and not has_own_premise:
         requests += _domain_requests(template, rows[0], row_number=-1, group=0)
     if rows and "cc" in wanted:
         requests += _content_free_requests(template, rows[0], groups)
@@ -138,8 +141,6 @@ def _row_requests(
     requests: list[ScoreRequest] = []
     if set(rules) - {"channel"}:
         requests += _requests_of(parts, "conditional", number, group)
-    if "pmi" in rules and not _has_fixed_domain(template, row):
-        requests += _domain_requests(template, row, number, group)
     if "channel" in rules:
         for choice, answer in enumerate(parts.answers):
             given, said = _channel_texts(template, row, answer)
@@ -166,9 +167,9 @@ def _requests_of(parts: PromptParts, part: Part, row: int, group: int, first_cho
     ]
 
 
-def _has_fixed_domain(template: Template, row: Mapping[str, Any]) -> bool:
+def _has_fixed_domain(template: Template, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether one premise and one set of answers serve every row, so that k numbers do for all."""
-    return template.is_closed and template.domain_text(row) == template.domain_text(template.content_free(row, ""))
+    return template.is_closed and len({template.domain_text(row) for row in rows}) <= 1
 
 
 def _domain_requests(template: Template, row: Mapping[str, Any], row_number: int, group: int) -> list[ScoreRequest]:
