@@ -51,6 +51,20 @@ def test_labels_are_known_by_name_word_number_and_letter():
             REVIEW.gold_index({"label": wrong})
 
 
+def test_a_label_that_is_a_number_is_a_name_and_no_place():
+    stars = REVIEW.with_labels({"1": "bad", "2": "fair", "5": "fine"})
+    assert [stars.gold_index({"label": label}) for label in ("1", "2", "5", 5, 1)] == [0, 1, 2, 2, 0]
+    for unknown in ("0", 0, "3", 4):
+        with pytest.raises(DataError, match="is none of '1', '2', '5'"):
+            stars.gold_index({"label": unknown})
+
+
+def test_of_choices_with_the_same_text_either_is_right():
+    template = load_template("en/multiple-choice/question-answer")
+    row = {"question": "?", "choices": ["here", "there", "here"], "label": 2}
+    assert template.gold_index(row) == 0  # as the choice of the highest score is: of equal ones the first
+
+
 def test_an_open_set_takes_the_labels_of_the_rows():
     template = REVIEW.with_labels(["card_arrival", "pos", "Sci/Tech"])
     assert dict(template.labels) == {"card_arrival": "card arrival", "pos": "positive", "Sci/Tech": "Sci/Tech"}

@@ -160,7 +160,7 @@ class Template:
         return answers
 
     def gold_index(self, row: Mapping[str, Any]) -> int:
-        """Return the number of the right choice, from 0.
+        """Return the number of the right choice, from 0; of choices with the same text the first.
 
         Raises:
             DataError: the row has no label, or one that is no choice.
@@ -169,6 +169,9 @@ class Template:
         target = _compiled(self, "target").value(row)
         names = list(self.labels) if self.labels else list(self.answers_of(row))
         size = len(self._contexts_of(row) or names)
+        is_counted = any(name.isdecimal() for name in self.labels)  # stars from 1 to 5: a number there is a name
+        if is_counted and isinstance(target, int) and not isinstance(target, bool):
+            target = str(target)
         if isinstance(target, str):
             if target in names:
                 return names.index(target)
@@ -176,10 +179,10 @@ class Template:
                 return list(self.labels.values()).index(target)
             if len(target) == 1 and target in LETTERS[:size]:
                 return LETTERS.index(target)
-            if target.strip().isdecimal():
+            if target.strip().isdecimal() and not is_counted:
                 target = int(target)
         if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < size:
-            return target
+            return target if self.labels or self.contexts else names.index(names[target])
         shown = ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
         raise DataError(f"{self.name}: the label {target!r} is none of {shown}; correct the row, or give all labels")
 
