@@ -162,6 +162,15 @@ def test_auto_takes_the_rule_that_the_dev_rows_answer_best(scorer):
     assert few.draws[0].rule == "cc"
 
 
+def test_dev_rows_that_copy_test_rows_choose_nothing(scorer):
+    copies = [{**row, "text": row["text"].upper() + "!"} for row in TESTS]
+    only_copies = answer_by_choice(scorer, REVIEW, PromptRows(tests=TESTS, dev=copies))
+    assert only_copies.draws[0].reason.startswith("bc: 36 unlabelled inputs")
+    some = answer_by_choice(scorer, REVIEW, PromptRows(tests=TESTS, dev=[*copies, *DEV]))
+    plain = answer_by_choice(scorer, REVIEW, PromptRows(tests=TESTS, dev=DEV))
+    assert some.draws[0].reason == plain.draws[0].reason
+
+
 def test_draws_follow_from_the_seed(scorer):
     def demonstrations(seed: int) -> list:
         settings = PromptSettings(rule="sum", demonstrations=DemoSettings(shots=2, draws=3, seed=seed))
@@ -191,6 +200,7 @@ def test_a_pool_row_that_copies_a_test_row_is_left_out(scorer):
     settings = PromptSettings(rule="sum", demonstrations=DemoSettings(shots=8, draws=4))
     result = answer_by_choice(scorer, REVIEW, PromptRows(tests=TESTS[:2], pool=pool), settings)
     assert all(0 not in draw.demonstrations for draw in result.draws)
+    assert result.refused == 1  # whichever draw met it
 
 
 def test_requests_that_cannot_be_met_are_one_line(scorer):

@@ -99,7 +99,9 @@ def test_the_search_sees_dev_rows_only_and_keeps_its_budget(scorer):
     for label in ("negative", "positive"):
         rows = PromptRows(tests=[{**row, "label": label} for row in tests], pool=pool, dev=dev)
         results.append(search_templates(scorer, templates, rows, settings, budget_items=140))
-    assert results[0] == results[1]
+    copied = PromptRows(tests=tests, pool=pool, dev=[*tests, *dev])
+    results.append(search_templates(scorer, templates, copied, settings, budget_items=140))
+    assert results[0] == results[1] == results[2]
     assert results[0].items_scored <= 140
     assert results[0].best.arm.template in {template.name for template in templates}
     assert {row.arm.draw for row in results[0].table} == {0, 1}

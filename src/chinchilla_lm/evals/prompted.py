@@ -20,7 +20,8 @@ from chinchilla_lm.evals.scorer import Score, Scorer
 from chinchilla_lm.metrics.classification import measure_choices, measure_classification
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.prompt.choosing import MIN_LABELLED_ROWS, RuleChoice, choose_rule, rule_without_labels, rules_to_try
-from chinchilla_lm.prompt.demonstrations import DemoDraw, DemoSettings, select_demonstrations
+from chinchilla_lm.prompt.contamination import TestTexts
+from chinchilla_lm.prompt.demonstrations import DemoDraw, DemoSettings, input_text, select_demonstrations
 from chinchilla_lm.prompt.ordering import order_by_entropy
 from chinchilla_lm.prompt.plan import RULES, ScoreRequest, plan_scores
 from chinchilla_lm.prompt.rules import finish_scores, probabilities
@@ -39,7 +40,7 @@ class PromptRows:
     Attributes:
         tests: labelled rows to answer, at least one.
         pool: solved rows for demonstrations; needed with shots > 0.
-        dev: labelled rows on which "auto" chooses, 32 or more; neither in `tests` nor in `pool`.
+        dev: labelled rows on which "auto" chooses, 32 or more, not in `pool`; those that copy a test row are not read.
         vectors: of pool and tests, for nearest demonstrations.
     """
 
@@ -147,6 +148,8 @@ def answer_by_choice(
         DataError: rows that do not fit the template, or shots without a pool.
     """
     settings, tests = settings or PromptSettings(), rows.tests
+    if settings.rule == "auto":
+        rows = without_copies(template, rows)
     gold = [template.gold_index(row) for row in tests]
     draws = demonstration_draws(template, rows, settings.demonstrations)
     results: list[DrawResult] = []
@@ -168,8 +171,16 @@ def answer_by_choice(
         mean=mean,
         spread=spread,
         cut_rows=len(cut),
-        refused=len(draws[0].refused),
+        refused=len(draws[-1].refused),  # each draw knows those of the draws before it
     )
+
+
+def without_copies(template: Template, rows: PromptRows) -> PromptRows:
+    """Leave out the dev rows that copy a test row: a choice made on them would have read the test's answers."""
+    if not rows.dev:
+        return rows
+    tests = TestTexts([input_text(template, row) for row in rows.tests])
+    return replace(rows, dev=[row for row in rows.dev if tests.nearest(input_text(template, row)) is None])
 
 
 class DrawnScores:

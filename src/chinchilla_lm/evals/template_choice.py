@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from chinchilla_lm.core.errors import ChinchillaError, ConfigError
-from chinchilla_lm.evals.prompted import DrawnScores, PromptRows, demonstration_draws
+from chinchilla_lm.evals.prompted import DrawnScores, PromptRows, demonstration_draws, without_copies
 from chinchilla_lm.evals.scorer import Scorer
 from chinchilla_lm.prompt.choosing import rules_to_try
 from chinchilla_lm.prompt.demonstrations import DemoSettings
@@ -105,7 +105,7 @@ def search_templates(
     Args:
         scorer: holds the model.
         templates: with choices, all of the same task.
-        rows: `dev` decides; `tests` are only used to refuse demonstrations that copy them.
+        rows: `dev` decides; `tests` are only used to refuse demonstrations and dev rows that copy them.
         settings: shots and draws; every draw is an arm.
         budget_items: arms times dev rows that may be scored.
 
@@ -116,6 +116,7 @@ def search_templates(
     writing = next((one.name for one in templates if one.kind != "choice"), None)
     if writing is not None:
         raise ConfigError(f"{writing} writes its answers; the search compares templates with choices")
+    rows = without_copies(templates[0], rows)
     by_name = {template.name: template for template in templates}
     draws = {template.name: demonstration_draws(template, rows, settings) for template in templates}
     arms = [PromptArm(template=name, draw=draw.draw) for name, own in draws.items() for draw in own]
