@@ -39,7 +39,7 @@ from chinchilla_lm.tune.lora import has_lora, merged_copy
 from chinchilla_lm.tune.own_backbone import OwnBackbone
 from chinchilla_lm.tune.perturbation import perturb_rows, read_synonyms
 from chinchilla_lm.tune.splits import Splits, read_splits
-from chinchilla_lm.tune.stages import Display, Silent
+from chinchilla_lm.tune.stages import Display, Silent, claim_sources
 from chinchilla_lm.tune.tuning import TuneResult, prepare_lesson, tune
 
 _SLOTS = 8
@@ -156,17 +156,19 @@ def _claim(folder: Path, config: TuneConfig, augmentation: Augmentation) -> None
             raise CheckpointError(
                 f"{folder.parent} holds a run of other settings or added rows; write to a new folder, or restore them"
             )
-        return
-    if (folder.parent / "config.toml").is_file():
+    elif (folder.parent / "config.toml").is_file():
         raise CheckpointError(f"{folder.parent} holds a run without added rows; write to a new folder")
-    write_json(path, said)
+    claim_sources(folder, config)
+    if not path.is_file():
+        write_json(path, said)
 
 
 def _offered(config: TuneConfig, splits: Splits, wanted: int, folder: Path, display: Display) -> list[Row]:
     """Write texts for labels and ask the filter of each; read again if an earlier call has."""
     path = folder / "offered.jsonl"
     if path.is_file():
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     _check_labels(config, splits)
     display.stage("write", f"teaching the model to write texts for {len(splits.train)} labels")
     texts = _write_texts(config, splits, _OVERSAMPLE * wanted, folder, display)

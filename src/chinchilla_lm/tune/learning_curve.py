@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from chinchilla_lm.core.errors import DataError
+from chinchilla_lm.core.errors import CheckpointError, DataError
 from chinchilla_lm.core.files import write_json, write_text
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.comparison import prediction_lines
@@ -30,7 +30,7 @@ from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.curve_law import CurvePoint, fit_curve
 from chinchilla_lm.tune.learning import learn
 from chinchilla_lm.tune.splits import Splits, read_splits
-from chinchilla_lm.tune.stages import Display, Silent
+from chinchilla_lm.tune.stages import Display, Silent, read_predictions
 from chinchilla_lm.tune.task import Task, TunedModel
 from chinchilla_lm.tune.tuning import TuneResult, prepare_lesson, tune
 
@@ -145,7 +145,7 @@ def _tune_part(config: TuneConfig, splits: Splits, count: int, draw: int, displa
     part = replace(splits, train=[splits.train[number] for number in sorted(order[:count])])
     own = replace(config_of_part(config, count, len(splits.train), folder), seed=config.seed + draw)
     task, lesson = prepare_lesson(own, part)
-    predictions = _read_predictions(folder, splits)
+    predictions = read_predictions(folder / "predictions.jsonl", splits.test)
     if predictions is None:
         steps = lesson.config.steps or 1
         learn(lesson, lambda record, _: display.advance(record.step / steps, record.loss, None))
@@ -162,7 +162,10 @@ def _tune_part(config: TuneConfig, splits: Splits, count: int, draw: int, displa
 def _measure_again(config: TuneConfig, splits: Splits, result: TuneResult) -> Measures:
     """Measure the whole run's own predictions, for the counts that the record does not hold."""
     task, _ = prepare_lesson(config, splits)
-    predictions = _read_lines(result.folder / "predictions" / "after.jsonl")
+    path = result.folder / "predictions" / "after.jsonl"
+    predictions = read_predictions(path, splits.test)
+    if predictions is None:
+        raise CheckpointError(f"{path} is not of the test rows as they are now; write to a new folder, or restore them")
     return task.measure(predictions, splits.test)
 
 
@@ -170,15 +173,3 @@ def _predict(task: Task, model: TunedModel, splits: Splits) -> list[dict[str, An
     model.eval()
     with torch.no_grad():
         return task.predict(model, splits.test)
-
-
-def _read_predictions(folder: Path, splits: Splits) -> list[dict[str, Any]] | None:
-    path = folder / "predictions.jsonl"
-    if not path.is_file():
-        return None
-    predictions = _read_lines(path)
-    return predictions if len(predictions) == len(splits.test) else None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line)["prediction"] for line in path.read_text(encoding="utf-8").splitlines()]

@@ -25,6 +25,7 @@ from chinchilla_lm.tune.learning import learned_part
 from chinchilla_lm.tune.lora import has_lora, remove_lora
 from chinchilla_lm.tune.own_backbone import OwnBackbone
 from chinchilla_lm.tune.splits import Splits, read_splits
+from chinchilla_lm.tune.stages import claim_sources
 from chinchilla_lm.tune.task import Row, Task, TunedModel, make_task
 
 CONTINUATION_FILE = "continuation.json"
@@ -78,12 +79,13 @@ def load_tuned(folder: Path) -> LoadedRun:
     """Load the end of a finished run, or of a continuation of one.
 
     Raises:
-        CheckpointError: the run is not finished, or its checkpoint is gone.
+        CheckpointError: the run is not finished, its checkpoint is gone, or its rows have changed.
         ChinchillaError: its base model or rows are no longer where they were.
     """
     if not (folder / "tune.json").is_file():
         raise CheckpointError(f"{folder} holds no finished tuning (no tune.json); finish it with its own command first")
     config = load_toml(TuneConfig, folder / "config.toml")
+    claim_sources(folder, config)
     splits = read_splits(config)
     if (folder / CONTINUATION_FILE).is_file():
         parent, settings = read_continuation(folder)

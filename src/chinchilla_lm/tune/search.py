@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from chinchilla_lm.core.errors import ConfigError, TrainingDiverged
-from chinchilla_lm.core.files import write_json
+from chinchilla_lm.core.errors import CheckpointError, ConfigError, TrainingDiverged
+from chinchilla_lm.core.files import replace_directory, temporary_beside, write_json
 from chinchilla_lm.core.records import append_record, read_records
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.train.loop import StepRecord
@@ -28,12 +28,12 @@ from chinchilla_lm.tune.defaults import resolve
 from chinchilla_lm.tune.learning import Lesson, learn
 from chinchilla_lm.tune.search_space import RUNGS, Chooser, Dial, Trial, Values, dials_of, make_chooser
 from chinchilla_lm.tune.splits import Splits, read_splits
-from chinchilla_lm.tune.stages import Display, Silent
+from chinchilla_lm.tune.stages import Display, Silent, claim_folder
 from chinchilla_lm.tune.tuning import TuneResult, prepare_lesson, tune
 
 SCHEMA = "search_trial/1"
-# What a trial leaves behind and what the winner hands on.
-_STATE = ("records.jsonl", "checkpoints", "best")
+# What a trial leaves behind and what the winner hands on; checkpoints last, for they say that the rest is there.
+_STATE = ("records.jsonl", "best", "checkpoints")
 
 
 def search(config: TuneConfig, trials: int, display: Display | None = None) -> TuneResult:
@@ -49,12 +49,15 @@ def search(config: TuneConfig, trials: int, display: Display | None = None) -> T
 
     Raises:
         ConfigError: fewer than one trial, or every trial failed.
+        CheckpointError: the folder holds a search of other settings or rows, or a run that fewer trials chose.
         ChinchillaError: as `tune`.
     """
     if trials < 1:
         raise ConfigError(f"{trials} trials search nothing; write 1 or more")
     display = display or Silent()
     folder = Path(config.out) / "search"
+    _refuse_chosen(folder, trials)
+    claim_folder(folder, config)
     splits = _without_test(read_splits(replace(config, test=None)))
     config = replace(config, evaluate_every=None)
     rate = resolve(config, context=1 << 30)[0].lr
@@ -125,6 +128,17 @@ def config_of_trial(config: TuneConfig, values: Values, train_rows: int) -> Tune
     changed = replace(config, **values, micro_batch=micro_batch)
     updates = changed.steps or max(1, round(changed.epochs * math.ceil(train_rows / changed.rows)))
     return replace(changed, evaluate_every=max(1, math.ceil(updates / RUNGS)), patience=0)
+
+
+def _refuse_chosen(folder: Path, trials: int) -> None:
+    """Refuse to search on where a run has been made of the best so far: another best could not take its place."""
+    path = folder / "trials.jsonl"
+    done = len(read_records(path, SCHEMA)) if path.is_file() else 0
+    if done < trials and (folder.parent / "config.toml").is_file():
+        raise CheckpointError(
+            f"{folder.parent} holds a run that {done} trials chose, and {trials} may choose another; write to a new"
+            " folder"
+        )
 
 
 def _without_test(splits: Splits) -> Splits:
@@ -242,9 +256,10 @@ def _finish(
     if not (out / "checkpoints").is_dir() and not (out / "tune.json").is_file():
         for name in _STATE:
             if (trained / name).is_dir():
-                shutil.copytree(trained / name, out / name, dirs_exist_ok=True)
+                temporary = temporary_beside(out / name)  # killed here, the same call copies again
+                shutil.copytree(trained / name, temporary, dirs_exist_ok=True)
+                replace_directory(temporary, out / name)
             elif (trained / name).is_file():
-                out.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(trained / name, out / name)
     result = tune(chosen, display)
     chooser, dials, seconds = choice

@@ -21,16 +21,23 @@ import torch
 from chinchilla_lm import __version__
 from chinchilla_lm.core.config import dump_toml, load_toml
 from chinchilla_lm.core.errors import CheckpointError
-from chinchilla_lm.core.files import write_json, write_text
+from chinchilla_lm.core.files import read_json, sha256_file, write_json, write_text
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.train.loop import StepRecord
-from chinchilla_lm.tune.comparison import calibration_of, changed_examples, compare, prediction_lines
+from chinchilla_lm.tune.comparison import (
+    calibration_of,
+    changed_examples,
+    compare,
+    describe_row,
+    prediction_lines,
+)
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.learning import Lesson, Progressed
 from chinchilla_lm.tune.splits import Splits
 from chinchilla_lm.tune.task import Prediction, Row, Task, TunedModel
 
 SCHEMA = "tune/1"
+SOURCES_FILE = "sources.json"
 
 
 class Display(Protocol):
@@ -56,10 +63,10 @@ class Silent:
 
 
 def claim_folder(folder: Path, config: TuneConfig) -> None:
-    """Write config.toml and env.json, or check that the folder holds the same run.
+    """Write sources.json, env.json and config.toml, or check that the folder holds the same run of the same rows.
 
     Raises:
-        CheckpointError: it holds another one; the settings that differ are named.
+        CheckpointError: it holds another one; the settings that differ, or the file that has changed, are named.
     """
     path = folder / "config.toml"
     if path.is_file():
@@ -69,9 +76,32 @@ def claim_folder(folder: Path, config: TuneConfig) -> None:
             raise CheckpointError(
                 f"{folder} holds a tuning with another {', '.join(names)}; write to a new folder, or restore the config"
             )
+    claim_sources(folder, config)
+    if not path.is_file():
+        write_json(folder / "env.json", _environment(config))
+        write_text(path, dump_toml(config))  # the last: from here on the folder is claimed
+
+
+def claim_sources(folder: Path, config: TuneConfig) -> None:
+    """Write sources.json, or check that the rows of a run are those that it began with.
+
+    Raises:
+        CheckpointError: a file has changed since: going on would mix two sets of rows, and a finished run tells of the
+            older one.
+    """
+    path = folder / SOURCES_FILE
+    sources = {name: getattr(config, name) for name in ("train", "validation", "test")}
+    files = {name: Path(source).expanduser() for name, source in sources.items() if source is not None}
+    digests = {name: sha256_file(file) for name, file in files.items() if file.is_file()}  # hf:NAME has no file
+    if not path.is_file():
+        write_json(path, {"schema": "sources/1", **digests})
         return
-    write_text(path, dump_toml(config))
-    write_json(folder / "env.json", _environment(config))
+    began_with = read_json(path)
+    for name, digest in digests.items():
+        if began_with.get(name, digest) != digest:
+            raise CheckpointError(
+                f"{sources[name]} has changed since {folder} began with it; write to a new folder, or restore the file"
+            )
 
 
 def predict_rows(task: Task, model: TunedModel, rows: Sequence[Row], display: Display) -> list[Prediction]:
@@ -125,7 +155,7 @@ def predict_before(
         rows: asked about.
         ask: one prediction a row; None where the task has no answer before training.
     """
-    written = read_predictions(folder, "before", len(rows))
+    written = read_predictions(folder / "predictions" / "before.jsonl", rows)
     if written is not None:
         return written
     predictions = ask()
@@ -140,13 +170,19 @@ def write_predictions(folder: Path, name: str, rows: Sequence[Row], predictions:
     write_text(folder / "predictions" / f"{name}.jsonl", "".join(lines))
 
 
-def read_predictions(folder: Path, name: str, count: int) -> list[Prediction] | None:
-    """Read what `write_predictions` wrote for `count` rows; None where it is absent or of another number of rows."""
-    path = folder / "predictions" / f"{name}.jsonl"
+def read_predictions(path: Path, rows: Sequence[Row]) -> list[Prediction] | None:
+    """Read what `write_predictions` wrote for these rows; None where it is absent or of other rows."""
     if not path.is_file():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["prediction"] for line in lines] if len(lines) == count else None
+    # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
+    written = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    if len(written) != len(rows):
+        return None
+    for number, (line, row) in enumerate(zip(written, rows, strict=True)):
+        described = json.loads(json.dumps(describe_row(number, row)))
+        if any(line[name] != value for name, value in described.items()):
+            return None
+    return [line["prediction"] for line in written]
 
 
 def make_record(

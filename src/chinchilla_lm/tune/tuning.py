@@ -4,7 +4,8 @@
     learn    THE loop, validated on the task's metric, stopped early, the best weights restored (`tune.learning`)
     after    the tuned model on the same test rows, and the paired test of the difference
 
-    out/config.toml, env.json, records.jsonl, checkpoints/, best/, predictions/{before,after}.jsonl, model/, tune.json
+    out/config.toml, sources.json, env.json, records.jsonl, checkpoints/, best/, predictions/{before,after}.jsonl,
+        model/, tune.json
 
 Killed at any instant, the same call continues; a finished run is only read. Selection never sees the test rows.
 """
