@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import re
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -158,14 +160,39 @@ def test_a_label_that_begins_another_needs_an_end(tokenizer: Tokenizer) -> None:
         JsonConstraint(schema={"$ref": "https://example.com/schema"}),
         JsonConstraint(schema={"type": "object", "minProperties": -3}),
         JsonConstraint(schema=False),
+        JsonConstraint(schema={"$ref": "#"}),
     ],
-    ids=str,
+    ids=lambda constraint: str(constraint)[:60],
 )
 def test_a_form_that_cannot_be_enforced_is_refused_in_one_line(tokenizer: Tokenizer, constraint: Constraint) -> None:
     with pytest.raises(ConfigError, match="cannot be (enforced|read)") as error:
         compile_constraint(constraint, tokenizer, 257, [0])
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+@needs_library
+@pytest.mark.parametrize("schema", [{"type": "array"}, {}, True])
+def test_matchers_of_one_form_follow_their_own_texts(tokenizer: Tokenizer, schema: dict[str, str] | bool) -> None:
+    forms = (JsonConstraint(schema=schema), LabelConstraint(labels=("[]", "[[", "x")))
+    for form in forms:
+        one, other = (compile_constraint(form, tokenizer, 257, [0]) for _ in range(2))
+        at_start = other.mask(torch.zeros(257))
+        one.push(tokenizer.encode("[").ids[0])
+        assert not torch.equal(one.mask(torch.zeros(257)), at_start)
+        assert torch.equal(other.mask(torch.zeros(257)), at_start)
+        assert torch.equal(compile_constraint(form, tokenizer, 257, [0]).mask(torch.zeros(257)), at_start)
+
+
+def test_the_texts_of_a_request_share_its_long_labels(tokenizer: Tokenizer) -> None:
+    draw = random.Random(0)
+    labels = LabelConstraint(labels=tuple("".join(draw.choices("abcdefgh", k=500)) for _ in range(200)))
+    compile_constraint(labels, tokenizer, 257, [0])
+    tracemalloc.start()
+    matchers = [compile_constraint(labels, tokenizer, 257, [0]) for _ in range(128)]
+    held_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held_bytes < len(matchers) * 2000  # a tree of dictionaries for each text had 20 MB
 
 
 @needs_library
