@@ -163,6 +163,25 @@ def test_a_malformed_body_is_a_400(live, probe):
     assert live.get("/health").status_code == 200
 
 
+# Nothing may follow at once, after a word, in a form that cannot be followed at all.
+IMPOSSIBLE = {
+    "bad words against the labels": {"guided_choice": ["0"], "bad_words": ["0"]},
+    "bad words against the end of an expression": {"guided_regex": "hello, 0", "bad_words": ["0"]},
+    "a schema of nothing but itself": {"guided_json": {"$ref": "#"}},
+}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("wish", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_a_form_without_a_way_out_is_the_clients_error(live, wish, is_streamed):
+    answer = live.post("/v1/completions", {"model": "tiny", "prompt": "The", "stream": is_streamed, **wish})
+    check_answer(answer)
+    assert answer.status_code == (200 if is_streamed and "bad_words" in wish else 400)
+    last = json.loads(answer.text.split("data: ")[-2] if answer.status_code == 200 else answer.text)
+    assert last["error"]["type"] == "invalid_request_error"
+    assert "relax one" in last["error"]["message"] or "cannot be enforced" in last["error"]["message"]
+
+
 def test_a_body_of_another_kind_is_refused(live):
     good = b'{"prompt": "The sea"}'
     assert post(live, "/tokenize", good, **{"content-type": "text/plain"}).status_code == 415

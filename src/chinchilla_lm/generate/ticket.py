@@ -82,7 +82,8 @@ class Ticket:
                     yield event
                 if is_finished:
                     break
-                await news.wait()
+                if not events:
+                    await news.wait()
         finally:
             self._listener = None
             if not self.is_finished:
@@ -104,17 +105,18 @@ class Ticket:
         """Return whether it is finished, and what has come since the last look, without waiting.
 
         Returns:
-            Finished or not; (time.monotonic() of its publishing, event) of each.
+            Finished or not; (time.monotonic() of its publishing, event) of each. If there are events, look once more
+            before waiting: a failure comes after them.
 
         Raises:
             ChinchillaError: what made the request fail.
         """
         with self._changed:
-            is_finished, events = self.is_finished, tuple(self._events)
+            is_finished, events, error = self._unfinished == 0, tuple(self._events), self._error
             self._events.clear()
             self._has_told = False
-        if self._error is not None and not events:
-            raise self._error
+        if error is not None and not events:
+            raise error
         return is_finished, events
 
     def take(self) -> tuple[Event, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Receive
 
-from chinchilla_lm.core.errors import ChinchillaError
+from chinchilla_lm.core.errors import ChinchillaError, ConfigError
 from chinchilla_lm.generate.request import Event
 from chinchilla_lm.serve.api_errors import ApiError
 
@@ -48,7 +48,8 @@ class Run:
             at_end: a text's events are wanted only when it is finished.
 
         Raises:
-            ApiError: 504 when the time is over, 503 when the server stops, 500 when the model fails.
+            ApiError: 504 when the time is over, 503 when the server stops, 500 when the model fails, 400 when the
+                request forbids every next token.
             ClientLeft: as `end` was told.
         """
         left = max(0.0, self._timeout_s - (time.monotonic() - self._began))
@@ -101,7 +102,8 @@ class Run:
             try:
                 is_finished, events = ticket.look()
             except ChinchillaError as error:
-                self.end(ApiError(500, str(error)))
+                # A form that cannot be followed any further is the client's; all else is ours.
+                self.end(ApiError(400 if isinstance(error, ConfigError) else 500, str(error)))
                 break
             for published, event in events:
                 if event.finish_reason == "cancelled":
