@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sqlite3
 
 import pytest
 
@@ -93,6 +95,27 @@ def test_the_registry_keeps_results_and_refuses_another_spec_of_the_same_name(tm
     assert Registry(tmp_path / "registry.sqlite").result("a", {"flops": 1.0}) == {"loss": 3.25}
     with pytest.raises(DataError, match="other settings"):
         registry.result("a", {"flops": 2.0})
+
+
+def test_a_full_disk_never_advises_to_delete_the_finished_trials(tmp_path):
+    registry = Registry(tmp_path / "registry.sqlite")
+    registry.begin("a", {"flops": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # less than the files of a write-ahead log
+    try:
+        with pytest.raises(DataError) as caught:
+            registry.finish("a", {"curve": "x" * 50_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "check the disk" in str(caught.value)
+    assert "delete" not in str(caught.value)
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    said = pytest.raises(DataError, match=r"the disk is full \(.* free\); free some space, then resume")
+    with said, registry._transaction():
+        raise full
+    registry.finish("a", {"loss": 3.25})
+    assert registry.result("a", {"flops": 1.0}) == {"loss": 3.25}
 
 
 def test_a_file_that_is_no_registry_is_one_clear_line(tmp_path):

@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.core.errors import DataError
+from chinchilla_lm.core.files import free_bytes
+from chinchilla_lm.core.units import format_bytes
 
 _SCHEMA_VERSION = 1
+_PRIMARY_CODE = 0xFF  # of SQLite's extended error codes, such as SQLITE_IOERR_SHMSIZE
+_SHARED_MEMORY_BYTES = 1 << 16  # more than the file beside the registry that WAL begins with (32 KiB)
 _TABLE = """CREATE TABLE IF NOT EXISTS trial (
     name TEXT PRIMARY KEY, spec TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, result TEXT)"""
 
@@ -74,9 +78,18 @@ class Registry:
                 with connection:
                     yield connection
         except sqlite3.Error as error:
-            raise DataError(
-                f"{self._path} cannot be used ({error}); delete the run directory's sweep folder"
-            ) from error
+            raise _explanation(self._path, error) from error
+
+
+def _explanation(path: Path, error: sqlite3.Error) -> DataError:
+    """Only a broken file is worth deleting: the registry is all that knows the finished trials."""
+    code = getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return DataError(f"{path} cannot be used ({error}); delete the run directory's sweep folder")
+    free = free_bytes(path) or 0
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and free < _SHARED_MEMORY_BYTES):
+        return DataError(f"{path}: the disk is full ({format_bytes(free)} free); free some space, then resume the run")
+    return DataError(f"{path} cannot be used ({error}); check the disk and who else uses the run, then resume it")
 
 
 def _plain(value: dict[str, Any]) -> str:
