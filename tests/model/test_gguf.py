@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 from tests.random_models import random_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from chinchilla_lm.core import files
 from chinchilla_lm.core.errors import ConfigError, DataError, ModelError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.tokenizer import save_tokenizer, train_tokenizer
 from chinchilla_lm.model.gguf import GgufText, read_gguf, write_gguf
 from chinchilla_lm.model.gguf_tokenizer import CONTROL, NORMAL, UNUSED, build_tokenizer, describe_tokenizer
-from chinchilla_lm.model.huggingface import export_tensors
+from chinchilla_lm.model.huggingface import export_tensors, save_model
 from chinchilla_lm.model.model_config import SpecialIds
 
 gguf = pytest.importorskip("gguf")
@@ -139,6 +141,28 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, text):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file"):
         write_gguf(random_model(QWEN3), tmp_path / "file" / "m.gguf", text)
+
+
+@pytest.mark.parametrize("room", [1, 3_000, 9_000, 30_000, 60_000])
+def test_a_disk_that_takes_no_more_is_one_line_and_keeps_the_old_file(tmp_path, text, room):
+    (tmp_path / "m.gguf").write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # a write stops half-way, and so does the close after
+    try:
+        with pytest.raises(DataError, match=r"m\.gguf: .*; check the disk"):
+            write_gguf(random_model(QWEN3), tmp_path / "m.gguf", text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("m.gguf", "old")]
+
+
+def test_weights_that_do_not_fit_on_the_disk_are_refused_before_they_are_made(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
+    with pytest.raises(DataError, match=r"the weights of m\.gguf need about .* and 1000 B are free"):
+        write_gguf(random_model(QWEN3), tmp_path / "m.gguf", text)
+    with pytest.raises(DataError, match=r"the weights of the model need about .* and 1000 B are free"):
+        save_model(random_model(QWEN3), tmp_path / "m")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_torn_file_is_refused(tmp_path, text):

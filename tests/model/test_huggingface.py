@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import stat
 from dataclasses import replace
@@ -162,6 +163,19 @@ def test_a_failed_save_leaves_the_old_folder_and_no_temporary(tmp_path):
     save_model(random_model(QWEN3), tmp_path / "m")
     with pytest.raises(ModelError, match="plain file name"):
         save_model(random_model(STOCK["llama"]), tmp_path / "m", extra_files={"../escape": "x"})
+    assert load_model(tmp_path / "m").shape == QWEN3
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_keeps_the_old_folder(tmp_path):
+    save_model(random_model(QWEN3), tmp_path / "m")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # less than the weights
+    try:
+        with pytest.raises(DataError, match="check the disk"):  # safetensors raises an error of its own
+            save_model(random_model(STOCK["llama"]), tmp_path / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert load_model(tmp_path / "m").shape == QWEN3
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 

@@ -8,6 +8,7 @@ Uses the `gguf` package (optional). Never reads other people's files: a stranger
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
-from chinchilla_lm.core.files import explain_os_error, temporary_beside
+from chinchilla_lm.core.files import explain_os_error, require_space, temporary_beside
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.model.gguf_tokenizer import GgufTokenizer
 from chinchilla_lm.model.huggingface import READABLE_BY_ALL, export_tensors
@@ -85,6 +86,7 @@ def write_gguf(
         n_bytes = int(np.prod(gguf.quant_shape_to_byte_shape(tuple(tensor.shape), kinds[key])))
         needed_bytes += n_bytes
         writer.add_tensor_info(key, tuple(tensor.shape), np.dtype(np.float32), n_bytes, raw_dtype=kinds[key])
+    require_space(target.parent, needed_bytes, f"the weights of {target.name}")
     with explain_os_error(target, needed_bytes=needed_bytes):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -98,7 +100,8 @@ def write_gguf(
             os.chmod(temporary, READABLE_BY_ALL)
             os.replace(temporary, target)
         finally:
-            writer.close()
+            with contextlib.suppress(OSError):  # on a full disk, what its buffer still holds
+                writer.close()
             temporary.unlink(missing_ok=True)
 
 

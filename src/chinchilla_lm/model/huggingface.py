@@ -24,6 +24,7 @@ from chinchilla_lm.core.files import (
     explain_os_error,
     read_json,
     replace_directory,
+    require_space,
     temporary_beside,
     write_bytes,
     write_json,
@@ -74,6 +75,7 @@ def save_model(
     temporary = temporary_beside(target)
     tensors = export_tensors(model)
     needed_bytes = sum(dtype.itemsize * tensor.numel() for tensor in tensors.values())
+    require_space(target, needed_bytes, "the weights of the model")
     with explain_os_error(target, needed_bytes=needed_bytes):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
