@@ -9,6 +9,9 @@ import jinja2
 import pytest
 
 from chinchilla_lm.core.errors import ChinchillaError, ConfigError
+from chinchilla_lm.prompt import library_files, lm_eval_tasks
+from chinchilla_lm.prompt.extraction import extract_answer
+from chinchilla_lm.prompt.library_files import open_template
 from chinchilla_lm.prompt.lm_eval_tasks import import_task
 from chinchilla_lm.prompt.plan import plan_scores
 from chinchilla_lm.prompt.yaml_files import read_yaml
@@ -123,6 +126,47 @@ def test_what_is_not_simple_is_refused_in_one_line(tmp_path, old, new, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as refusal:
         import_task(write(tmp_path, ARC.replace(old, new)))
     assert "\n" not in str(refusal.value)
+
+
+GENERATION = 'output_type: generate_until\ndoc_to_text: "{{question}}"\ndoc_to_target: "{{answer}}"\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "num_fewshot: many",
+        "metric_list: 3",
+        "filter_list: strict",
+        "filter_list: [strict]",
+        "filter_list: [{filter: [strict]}]",
+        "generation_kwargs: [greedy]",
+        "generation_kwargs: {until: 5}",
+        "generation_kwargs: {until: [5]}",
+        "generation_kwargs: {max_gen_toks: lots}",
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_in_one_line(tmp_path, line):
+    with pytest.raises(ConfigError, match="is read; run the task through lm_eval itself") as refusal:
+        import_task(write(tmp_path, GENERATION + line + "\n"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_a_task_leaves_out_is_what_the_library_takes(tmp_path):
+    filters = 'filter_list: [{filter: [{function: regex}]}]\nfewshot_delimiter: "\\n###\\n"\n'
+    template = import_task(write(tmp_path, GENERATION + filters)).template
+    assert template.stops == ("\n###\n",)  # its fewshot_delimiter
+    assert template.max_tokens == 256
+    assert extract_answer(template.extract, "so #### 1,234") == "1,234"
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    read: list[Path] = []
+    for module in (library_files, lm_eval_tasks):
+        monkeypatch.setattr(module, "read_yaml", lambda path: read.append(path) or read_yaml(path))
+    own = "task: text-generation\nlanguage: en\nitem: '{{ text }}'\nfields: [text]\nanswer: a\nexample: {text: a}\n"
+    assert open_template(str(write(tmp_path, own, "own.yaml")))[1] is False
+    assert open_template(str(write(tmp_path, GENERATION)))[1] is True
+    assert len(read) == 2
 
 
 def test_an_include_of_itself_ends(tmp_path):

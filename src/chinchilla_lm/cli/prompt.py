@@ -7,7 +7,7 @@ the functions, so that `chinchilla prompt --help` answers at once.
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,11 +110,14 @@ def prompt(
     # torch takes seconds to import
     from chinchilla_lm.evals.loading import load_for_evaluation
     from chinchilla_lm.evals.prompt_record import prompt_record, write_prompt_folder
+    from chinchilla_lm.evals.template_choice import fitting_templates
+    from chinchilla_lm.prompt.library_files import open_template
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    given, labelled = _read(task, rows, options)
-    loaded = load_for_evaluation(model)
-    template, result, searched = _answer(task, loaded, given, labelled, options, console)
+    named, is_plain = open_template(options.template) if options.template else (None, False)
+    given, labelled = _read(task, rows, options, is_plain=is_plain)
+    templates = fitting_templates(task, options.language, labelled, named)
+    template, result, searched = _answer(load_for_evaluation(model), given, templates, options, console)
     record = prompt_record(template, result, searched=searched, model=str(model))
     if out is not None:
         write_prompt_folder(out, record, result, given)
@@ -124,22 +127,22 @@ def prompt(
         console.print(visible(line), markup=False)
 
 
-def _read(task: str, rows: RowOptions, options: PromptOptions) -> tuple[PromptRows, list[dict[str, Any]]]:
+def _read(
+    task: str, rows: RowOptions, options: PromptOptions, *, is_plain: bool
+) -> tuple[PromptRows, list[dict[str, Any]]]:
     """Read, check and divide the rows; also return all of them, whose labels are the set that answers come from.
 
+    Plain rows stay as they are in the file: what a task file of lm-evaluation-harness asks for is in its own columns.
     With the labels of a drawn part of the test rows alone, that draw would say which answers are possible.
     """
     import random
 
     from chinchilla_lm.data.labelled import read_rows, rows_for_task
     from chinchilla_lm.evals.prompted import PromptRows
-    from chinchilla_lm.prompt.lm_eval_tasks import is_task_file
-
-    is_plain = options.template.endswith((".yaml", ".yml")) and is_task_file(options.template)
 
     def canonical(source: str) -> list[dict[str, Any]]:
         found = read_rows(source) if source else []
-        return found if is_plain or not found else rows_for_task(task, found)
+        return found if is_plain or not found else rows_for_task(task, found, where=source)
 
     if rows.limit < 0 or rows.dev_rows < 0:
         raise ConfigError(f"--limit {rows.limit} and --dev-rows {rows.dev_rows} must be 0 or more")
@@ -158,19 +161,17 @@ def _read(task: str, rows: RowOptions, options: PromptOptions) -> tuple[PromptRo
 
 
 def _answer(
-    task: str,
     loaded: Loaded,
     rows: PromptRows,
-    labelled: Sequence[Mapping[str, Any]],
+    templates: list[Template],
     options: PromptOptions,
     console: Console,
 ) -> tuple[Template, PromptResult | WrittenResult, dict[str, Any] | None]:
     from chinchilla_lm.evals.prompted import PromptSettings, answer_by_choice
-    from chinchilla_lm.evals.template_choice import fitting_templates, search_templates, thinking_templates
+    from chinchilla_lm.evals.template_choice import search_templates, thinking_templates
     from chinchilla_lm.evals.written import Writing, answer_by_writing
     from chinchilla_lm.prompt.demonstrations import DemoSettings
 
-    templates = fitting_templates(task, options.language, labelled, options.template or None)
     if options.thought:
         templates = thinking_templates(templates)
     if options.samples > 1 and not options.write and templates[0].kind == "choice":

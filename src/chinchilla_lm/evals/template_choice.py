@@ -38,14 +38,16 @@ MANY_LABELS = 20
 """Above it an open label set is taken for intents rather than topics: banking77 has 77, AG News 4, CSL 13."""
 
 
-def fitting_templates(task: str, language: str, rows: Sequence[Row], name: str | None = None) -> list[Template]:
+def fitting_templates(
+    task: str, language: str, rows: Sequence[Row], named: Template | str | None = None
+) -> list[Template]:
     """Return the templates that can render these rows, the best guess first.
 
     Args:
         task: of `prompt.template.TASKS`.
         language: "en" or "zh".
         rows: labelled rows.
-        name: a template's name or file; only that one then.
+        named: a template, or its name or file; only that one then.
 
     Returns:
         At least one; open label sets have the rows' labels.
@@ -53,8 +55,8 @@ def fitting_templates(task: str, language: str, rows: Sequence[Row], name: str |
     Raises:
         ConfigError: none fits, with the reason of the first.
     """
-    if name is not None:
-        return [_with_labels(load_template(name), rows)]
+    if named is not None:
+        return [_with_labels(load_template(named) if isinstance(named, str) else named, rows)]
     fitting, reasons = [], []
     family = _family(task, rows)
     for template in library_templates(task=task, language=language):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.core.config import from_mapping
 from chinchilla_lm.core.errors import ChinchillaError, ConfigError
 from chinchilla_lm.core.tasks import TASKS
-from chinchilla_lm.prompt.lm_eval_tasks import import_task, is_task_file
+from chinchilla_lm.prompt.lm_eval_tasks import import_task, is_task
 from chinchilla_lm.prompt.template import LANGUAGES, Template
 from chinchilla_lm.prompt.yaml_files import read_yaml
 
@@ -23,24 +24,32 @@ LIBRARY = Path(__file__).with_name("library")
 
 
 def load_template(name: str) -> Template:
-    """Find a template by its name, or read it from a file.
+    """Find a template by its name, or read it from a file: `open_template` without the second answer."""
+    return open_template(name)[0]
+
+
+def open_template(name: str) -> tuple[Template, bool]:
+    """Find a template by its name, or read it from a file, once.
 
     Args:
         name: a library name such as "en/text-classification/sentiment-review", or a path that ends in .yaml or .yml: a
-            template, or a task file of lm-evaluation-harness, whose fields are the columns of its rows as they are.
+            template, or a task file of lm-evaluation-harness.
 
     Returns:
-        The template.
+        The template, and whether it is of a task file, whose fields are the columns of its rows as they are.
 
     Raises:
         ConfigError: no such name, or the file breaks a rule.
         DataError: the file is absent.
     """
     if name.endswith((".yaml", ".yml")):
-        return import_task(name).template if is_task_file(name) else read_template(name)
+        content = read_yaml(name)
+        if is_task(content):
+            return import_task(name, content).template, True
+        return read_template(name, content), False
     names = _names()
     if name in names:
-        return _read_named(name)
+        return _read_named(name), False
     last = name.rsplit("/", 1)[-1]
     close = [known for known in names if last in known] or difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     hint = f"near it are {', '.join(close[:5])}" if close else "docs/prompts.md lists the names"
@@ -72,11 +81,12 @@ def library_templates(task: str = "", language: str = "", family: str = "") -> l
     return [_read_named(name) for name in found]
 
 
-def read_template(path: Path | str) -> Template:
+def read_template(path: Path | str, content: Mapping[str, Any] | None = None) -> Template:
     """Read and check one template file.
 
     Args:
         path: a YAML file; outside the library it states `task` and `language`.
+        content: of the file, where it has been read.
 
     Returns:
         The template; its name is the file's place in the library, or the file's name.
@@ -91,7 +101,7 @@ def read_template(path: Path | str) -> Template:
         language, task = place.relative_to(LIBRARY).parts[:2]
         name = f"{language}/{task}/{place.stem}"
         values = {"name": name, "task": task, "language": language, "family": _family(name)}
-    values |= read_yaml(place)
+    values |= read_yaml(place) if content is None else content
     template = from_mapping(Template, values, where=str(path))
     try:
         _check_example(template)

@@ -12,7 +12,7 @@ moves them to the answer when it tokenises, which gives the same tokens for one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from chinchilla_lm.prompt.template import Template
 from chinchilla_lm.prompt.yaml_files import read_yaml
 
 MAX_INCLUDES = 5
+# The library's own, where a task names none: of `generate_until`, and of its regex filter.
+DEFAULT_NEW_TOKENS = 256
+DEFAULT_PATTERN = r"#### (\-?[0-9\.\,]+)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +52,17 @@ class ImportedTask:
     shots: int
 
 
-def is_task_file(path: Path | str) -> bool:
-    """Whether a YAML file is a task of lm-evaluation-harness rather than a template of ours."""
-    return not {"doc_to_text", "include"}.isdisjoint(read_yaml(path))
+def is_task(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a YAML file is a task of lm-evaluation-harness rather than a template of ours."""
+    return not {"doc_to_text", "include"}.isdisjoint(content)
 
 
-def import_task(path: Path | str) -> ImportedTask:
+def import_task(path: Path | str, content: Mapping[str, Any] | None = None) -> ImportedTask:
     """Read a task file.
 
     Args:
         path: a YAML file of lm-evaluation-harness.
+        content: of that file, where it has been read; files that it includes are read anyway.
 
     Returns:
         The task.
@@ -67,7 +71,7 @@ def import_task(path: Path | str) -> ImportedTask:
         ConfigError: it runs Python, or is of a kind that this import does not know; the line says which key.
         DataError: it is absent or unreadable.
     """
-    task = _with_includes(Path(path), 0)
+    task = _with_includes(Path(path), 0, content)
     kind = str(task.get("output_type", "generate_until"))
     if kind not in ("multiple_choice", "loglikelihood", "generate_until"):
         raise _refusal(path, "output_type", kind, "multiple_choice, loglikelihood and generate_until are read")
@@ -82,14 +86,15 @@ def import_task(path: Path | str) -> ImportedTask:
         message = str(error)
         raise ConfigError(message if message.startswith(str(path)) else f"{path}: {message}") from None
     roles = ("training", "validation", "test", "fewshot")
+    metrics = _mappings(path, "metric_list", task.get("metric_list"))
     return ImportedTask(
         template=template,
         name=str(task.get("task", Path(path).stem)),
         output_type=kind,
         dataset=(str(task.get("dataset_path") or ""), str(task.get("dataset_name") or "")),
         splits={role: str(task[f"{role}_split"]) for role in roles if task.get(f"{role}_split")},
-        metrics=tuple(str(entry.get("metric")) for entry in task.get("metric_list") or () if isinstance(entry, dict)),
-        shots=int(task.get("num_fewshot") or 0),
+        metrics=tuple(str(entry.get("metric")) for entry in metrics),
+        shots=_count(path, "num_fewshot", task.get("num_fewshot"), 0),
     )
 
 
@@ -122,14 +127,16 @@ def _template(path: Path, task: Mapping[str, Any], kind: str) -> Template:
         return Template(
             **shared, task="text-generation", choices="{{ [" + _inner_or_text(answer) + "] }}", target="{{ 0 }}"
         )
-    until = (task.get("generation_kwargs") or {}).get("until") or ["\n\n"]
+    writing = task.get("generation_kwargs") or {}
+    if not isinstance(writing, Mapping):
+        raise _refusal(path, "generation_kwargs", writing, "a mapping is read")
     return Template(
         **shared,
         task="text-generation",
         answer=answer,
-        stops=tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
-        max_tokens=int((task.get("generation_kwargs") or {}).get("max_gen_toks", 256)),
-        extract=_extraction(task),
+        stops=_stops(path, writing.get("until", shared["separator"])),
+        max_tokens=_count(path, "max_gen_toks", writing.get("max_gen_toks"), DEFAULT_NEW_TOKENS),
+        extract=_extraction(path, task),
     )
 
 
@@ -177,18 +184,38 @@ def _fields(text: str, path: Path) -> tuple[str, ...]:
     return compile_text(text, f"{path}: doc_to_text").names
 
 
-def _extraction(task: Mapping[str, Any]) -> Extraction:
+def _extraction(path: Path, task: Mapping[str, Any]) -> Extraction:
     """Read the last filter list whose first step is a regex ("flexible" ones come last); else all of the text."""
-    for entry in reversed(task.get("filter_list") or []):
-        steps: Sequence[Mapping[str, Any]] = entry.get("filter") or []
+    for entry in reversed(_mappings(path, "filter_list", task.get("filter_list"))):
+        steps = _mappings(path, "filter", entry.get("filter"))
         if steps and steps[0].get("function") == "regex":
             which = "last" if steps[0].get("group_select") == -1 else "first"
-            return Extraction(rule="regex", pattern=str(steps[0]["regex_pattern"]), which=which)
+            return Extraction(rule="regex", pattern=str(steps[0].get("regex_pattern", DEFAULT_PATTERN)), which=which)
     return Extraction(rule="all")
 
 
-def _with_includes(path: Path, depth: int) -> dict[str, Any]:
-    task = read_yaml(path)
+def _stops(path: Path, until: Any) -> tuple[str, ...]:
+    found = [until] if isinstance(until, str) else until or []
+    if not isinstance(found, list) or not all(isinstance(stop, str) for stop in found):
+        raise _refusal(path, "until", until, "a text or a list of texts is read")
+    return tuple(stop for stop in found if stop)
+
+
+def _count(path: Path | str, key: str, value: Any, default: int) -> int:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise _refusal(path, key, value, "a whole number is read")
+    return default if value is None else value
+
+
+def _mappings(path: Path | str, key: str, value: Any) -> list[Mapping[str, Any]]:
+    found = value or []
+    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
+        raise _refusal(path, key, value, "a list of mappings is read")
+    return found
+
+
+def _with_includes(path: Path, depth: int, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    task = read_yaml(path) if content is None else dict(content)
     included = task.pop("include", None)
     if included is None:
         return task
