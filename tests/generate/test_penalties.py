@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.generate.penalties import Penalties, bad_word_ids
-from chinchilla_lm.generate.sampling import Sampling, choose_tokens, token_probabilities
+from chinchilla_lm.generate.sampling import GREEDY, Sampling, choose_tokens, token_probabilities
 
 VOCAB = 40
 tokens = st.integers(0, VOCAB - 1)
@@ -165,3 +166,20 @@ def test_bad_words_are_spelled_with_and_without_a_space(tokenizer: Tokenizer) ->
 def test_a_wrong_setting_is_refused_with_its_rule(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be"):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def test_many_texts_share_their_bad_words_and_a_prompt_that_no_penalty_looks_at() -> None:
+    words = tuple(tuple(range(place, place + 250)) for place in range(200))
+    prompt_ids = tuple(range(5000))
+    tracemalloc.start()
+    held = [Penalties(GREEDY, prompt_ids, words, 5000) for _ in range(50)]
+    held_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held_bytes < len(held) * 10_000  # a list for each word had 400,000, the prompt's tokens 300,000
+
+
+def test_of_long_bad_words_only_the_end_is_forbidden() -> None:
+    past = Penalties(GREEDY, (1, 2), ((1, 2, 3), (9, 2, 4), (2, 5), (6,)), 8)
+    assert (past.apply(torch.zeros(8)) == -torch.inf).nonzero().flatten().tolist() == [3, 5, 6]
+    past.push(5)
+    assert (past.apply(torch.zeros(8)) == -torch.inf).nonzero().flatten().tolist() == [6]

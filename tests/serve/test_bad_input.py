@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.serve.conftest import run_live
 
+from chinchilla_lm.serve.openai_schema import CompletionBody
 from chinchilla_lm.serve.settings import Limits, ServerSettings
 from chinchilla_lm.serve.strict_json import JsonRefused, parse_json
+from chinchilla_lm.serve.translate import completion_requests
 
 PLAIN = {"model": "tiny", "prompt": "The sea", "max_tokens": 4}
 GOOD: list[tuple[str, dict[str, Any]]] = [
@@ -180,6 +182,13 @@ def test_a_form_without_a_way_out_is_the_clients_error(live, wish, is_streamed):
     last = json.loads(answer.text.split("data: ")[-2] if answer.status_code == 200 else answer.text)
     assert last["error"]["type"] == "invalid_request_error"
     assert "relax one" in last["error"]["message"] or "cannot be enforced" in last["error"]["message"]
+
+
+def test_the_prompts_of_a_body_share_its_bad_words(live):
+    body = CompletionBody(model="tiny", prompt=("a",) * 128, bad_words=("sea", "cook"))
+    requests = completion_requests(body, live.served, Limits())
+    assert len(requests[0].bad_words) == 4
+    assert all(one.bad_words is requests[0].bad_words for one in requests)  # 128 times, long ones took 80 s to spell
 
 
 def test_a_body_of_another_kind_is_refused(live):

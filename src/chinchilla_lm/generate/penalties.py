@@ -46,22 +46,22 @@ class Penalties:
         self._bias_ids = torch.tensor(list(sampling.logit_bias), dtype=torch.int64)
         self._biases = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
         self._banned_ids = torch.tensor([word[0] for word in bad_words if len(word) == 1], dtype=torch.int64)
-        self._bad_words = [list(word) for word in bad_words if len(word) > 1]
+        self._bad_words = [tuple(word) for word in bad_words if len(word) > 1]  # a tuple's own, not a copy
         self._longest_bad_word = max(map(len, self._bad_words), default=1)
-        self._tail = list(prompt_ids[-self._longest_bad_word :])
-        self._seen: dict[int, None] = dict.fromkeys(prompt_ids)
+        self._tail = tuple(prompt_ids[-self._longest_bad_word :])
+        # Kept for its only use: a long prompt with many choices would fill the memory.
+        self._seen: dict[int, None] = dict.fromkeys(prompt_ids if sampling.repetition_penalty != 1 else ())
         self._seen_ids = torch.tensor(list(self._seen), dtype=torch.int64)
         self._counts: dict[int, int] = {}
 
     def push(self, token: int) -> None:
         """Note a token of the text."""
         self._counts[token] = self._counts.get(token, 0) + 1
-        if token not in self._seen:
+        if self._sampling.repetition_penalty != 1 and token not in self._seen:
             self._seen[token] = None
-            if self._sampling.repetition_penalty != 1:  # its only use
-                self._seen_ids = torch.cat([self._seen_ids, torch.tensor([token])])
+            self._seen_ids = torch.cat([self._seen_ids, torch.tensor([token])])
         if self._bad_words:
-            self._tail = [*self._tail, token][-self._longest_bad_word :]
+            self._tail = (*self._tail, token)[-self._longest_bad_word :]
 
     def apply(self, logits_v: torch.Tensor) -> torch.Tensor:
         """Return the penalised logits; the argument is left as it is."""
@@ -78,7 +78,10 @@ class Penalties:
             logits_v = logits_v.index_add(0, torch.tensor(list(self._counts)), penalties)
         if len(self._banned_ids):
             logits_v = logits_v.index_fill(0, self._banned_ids, -math.inf)
-        last_ids = [word[-1] for word in self._bad_words if self._tail[1 - len(word) :] == word[:-1]]
+        last = self._tail[-1:]
+        last_ids = [
+            word[-1] for word in self._bad_words if word[-2:-1] == last and self._tail[1 - len(word) :] == word[:-1]
+        ]
         if last_ids:
             logits_v = logits_v.index_fill(0, torch.tensor(last_ids), -math.inf)
         return logits_v
