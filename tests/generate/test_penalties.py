@@ -179,7 +179,7 @@ def test_many_texts_share_their_bad_words_and_a_prompt_that_no_penalty_looks_at(
 
 
 def test_of_long_bad_words_only_the_end_is_forbidden() -> None:
-    past = Penalties(GREEDY, (1, 2), ((1, 2, 3), (9, 2, 4), (2, 5), (6,)), 8)
+    past = Penalties(GREEDY, (1, 2), ((1, 2, 3), (7, 2, 4), (2, 5), (6,)), 8)
     assert (past.apply(torch.zeros(8)) == -torch.inf).nonzero().flatten().tolist() == [3, 5, 6]
     past.push(5)
     assert (past.apply(torch.zeros(8)) == -torch.inf).nonzero().flatten().tolist() == [6]
