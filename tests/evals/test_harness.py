@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from chinchilla_lm.core.errors import ConfigError
+from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.evals.harness import make_harness_model, run_harness
 from chinchilla_lm.evals.scorer import Scorer
 from chinchilla_lm.model.huggingface import load_model
@@ -75,6 +75,16 @@ def test_log_likelihoods_are_those_of_its_own_model(ours, theirs):
     mine = model.loglikelihood_rolling(_requests("loglikelihood_rolling", texts))
     its = theirs.loglikelihood_rolling(_requests("loglikelihood_rolling", texts))
     assert mine == pytest.approx(its, abs=2e-3, rel=1e-5)  # sums of up to 240 tokens in float32
+
+
+def test_what_fits_no_context_is_one_line_and_a_short_context_is_shared(ours):
+    model = make_harness_model(*ours, stop_id=0)
+    with pytest.raises(DataError, match="tokens cannot be priced in a context of"):
+        model.loglikelihood(_requests("loglikelihood", [("the sea", " was calm" * 300)]))
+    capacity = ours[1].engine.capacity
+    asked = [("the sailor sang", {"until": [], "max_gen_toks": most}) for most in (capacity, 5)]
+    whole, short = model.generate_until(_requests("generate_until", asked))
+    assert whole.startswith(short)  # the prompt was read, not its last token alone
 
 
 def test_generated_text_is_that_of_its_own_model(ours, theirs):

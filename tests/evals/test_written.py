@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.evals.loading import load_for_evaluation
 from chinchilla_lm.evals.prompted import PromptRows, PromptSettings
+from chinchilla_lm.evals.scorer import Scorer
 from chinchilla_lm.evals.written import Writing, answer_by_writing, measure_written
 from chinchilla_lm.prompt.demonstrations import DemoSettings
 from chinchilla_lm.prompt.extraction import extract_answer
@@ -59,6 +62,31 @@ def test_answers_are_greedy_text_extracted(loaded, scorer):
         assert texts == (greedy(loaded, prompt.prefix, CLOSED.max_tokens, CLOSED.stops),)
         assert answer == (extract_answer(CLOSED.extract, texts[0], ()) or "")
     assert (draw.shares, result.cut_rows, result.spread["f1"]) == ((1.0,) * 3, 0, 0.0)
+
+
+def test_the_models_own_end_of_text_ends_an_answer(loaded):
+    free = dataclasses.replace(CLOSED, stops=(), max_tokens=8)
+    row = QUESTIONS[0]
+    prompt = loaded.tokenizer.encode(free.render(row).prefix).ids
+    written: list[int] = []
+    for _ in range(8):
+        written.append(int(loaded.model(torch.tensor([prompt + written]))[0, -1].argmax()))
+    last = next(token for token in written[1:] if token != written[0])
+    scorer = Scorer(loaded.model, loaded.tokenizer, start_id=0, stop_id=last, weights="float32")
+    (texts,) = answer_by_writing(scorer, free, PromptRows(tests=[row])).draws[0].texts
+    assert texts == (loaded.tokenizer.decode(written[: written.index(last)]),)
+    assert loaded.scorer("float32").stop_ids == (loaded.stop_id,)
+
+
+def test_a_long_answer_leaves_the_prompt_its_half_of_the_context(loaded, scorer):
+    capacity = scorer.engine.capacity
+    long = dataclasses.replace(CLOSED, stops=(), max_tokens=2 * capacity)
+    result = answer_by_writing(scorer, long, PromptRows(tests=QUESTIONS[:1]))
+    assert result.cut_rows == 0
+    prompt = long.render(QUESTIONS[0]).prefix
+    assert result.draws[0].texts[0][0].startswith(greedy(loaded, prompt, 5, ()))
+    wordy = {**QUESTIONS[0], "question": "who sang " * capacity}
+    assert answer_by_writing(scorer, long, PromptRows(tests=[wordy])).cut_rows == 1
 
 
 def test_held_to_the_labels_the_model_writes_one_of_them(scorer):

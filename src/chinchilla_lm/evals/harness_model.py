@@ -11,6 +11,7 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 
+from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.evals.harness import DEFAULT_NEW_TOKENS
 from chinchilla_lm.evals.scorer import Scorer, TokenPair
 from chinchilla_lm.evals.sliding import document_nats
@@ -47,6 +48,12 @@ class HarnessModel(TemplateLM):
         room = self._scorer.engine.capacity + 1  # the last token of a continuation is never an input
         pairs = []
         for _, context, continuation in requests:
+            if not 0 < len(continuation) < room:
+                raise DataError(
+                    f"a continuation of {len(continuation)} tokens cannot be priced in a context of {room - 1}; leave "
+                    "the task out, or take a model of a longer context"
+                )
+            context = context or [self.prefix_token_id]
             cut = max(0, len(context) + len(continuation) - room)
             pairs.append(TokenPair(tuple(context[cut:]), tuple(continuation), cut))
         answers = [(score.logprob, score.is_greedy) for score in self._scorer.score_ids(pairs)]
@@ -66,11 +73,13 @@ class HarnessModel(TemplateLM):
 
     def _continue(self, context: str, settings: dict[str, Any]) -> str:
         engine, until = self._scorer.engine, settings.get("until") or []
-        most = min(int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)), engine.capacity - 1)
-        ids = self.tok_encode(context)[-(engine.capacity - most) :] or [self.prefix_token_id]
+        capacity = engine.capacity
+        ids = self.tok_encode(context) or [self.prefix_token_id]
+        # In a context too short for both, the prompt keeps half: the harness's own model refuses such a task.
+        most = min(int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)), max(capacity - len(ids), capacity // 2))
         is_drawn = bool(settings.get("do_sample")) and float(settings.get("temperature") or 0) > 0
         request = Request(
-            prompt_ids=tuple(ids),
+            prompt_ids=tuple(ids[-(capacity - most) :]),
             max_tokens=most,
             sampling=Sampling(temperature=float(settings["temperature"]) if is_drawn else 0.0),
             stop=tuple(stop for stop in _strings(until) if stop),

@@ -53,7 +53,7 @@ class Loaded:
 
     def scorer(self, weights: str = "auto") -> Scorer:
         """Return a scorer with weights "auto", "float32", "bfloat16" or "int8"; errors as `start_id`."""
-        return Scorer(self.model, self.tokenizer, start_id=self.start_id, weights=weights)
+        return Scorer(self.model, self.tokenizer, start_id=self.start_id, stop_id=self.stop_id, weights=weights)
 
 
 def load_for_evaluation(place: Path) -> Loaded:

@@ -209,7 +209,8 @@ def _requests(
     for number, (row, demonstrations) in enumerate(zip(rows, shown, strict=True)):
         parts = template.render(row, demonstrations)
         ids = scorer.tokenizer.encode(parts.prefix, add_special_tokens=False).ids or [scorer.start_id]
-        most = min(template.max_tokens, capacity - 1)
+        # What a prompt leaves free is written in; a long one is cut, but never to less than half of the context.
+        most = min(template.max_tokens, max(capacity - len(ids), capacity // 2))
         cut += len(ids) > capacity - most
         requests.append(
             Request(
@@ -220,6 +221,7 @@ def _requests(
                     temperature=0.0 if writing.samples == 1 else writing.temperature, seed=writing.seed + number
                 ),
                 stop=template.stops,
+                stop_ids=scorer.stop_ids,
                 constraint=LabelConstraint(labels=parts.choices) if writing.is_constrained else None,
             )
         )
