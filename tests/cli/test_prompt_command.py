@@ -138,9 +138,18 @@ def test_a_question_with_a_passage_is_asked_with_it(tiny_model, files, capsys):
     assert ask(capsys, *words, files / "answers.jsonl")["template"] == "en/question-answering/closed-question"
 
 
+def test_columns_of_other_names_are_named(tiny_model, files, capsys, tmp_path):
+    (tmp_path / "stars.csv").write_text("post,stars\nthe sea was calm,positive\nno sea,negative\n")
+    words = ("--model", tiny_model, "--test", tmp_path / "stars.csv", "--calibrate", "sum", "--column", "text=post")
+    assert run_command(["prompt", "text-classification", *map(str, words)]) == 2
+    assert "stars.csv: row 1 has no field 'label'" in capsys.readouterr().err
+    assert ask(capsys, "text-classification", *words, "--column", "label=stars")["rows"] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--column", "label"], "--column label names no field and column; write FIELD=COLUMN"),
         (["--shots", "2"], "--shots 2 needs solved rows; give --train FILE, or --shots 0"),
         (["--limit", "-1"], "--limit -1 and --dev-rows 64 must be 0 or more"),
         (["--template", "sentiment-reviw"], "no template is named 'sentiment-reviw'"),

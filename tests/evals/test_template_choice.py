@@ -70,6 +70,13 @@ def test_what_fits_nothing_is_one_line():
         fitting_templates("multiple-choice", "en", [{"label": 0}])
     assert "\n" not in str(found.value)
     assert "--template" in str(found.value)
+    numbered = [{"text": "a", "label": "0"}, {"text": "b", "label": "1"}]
+    with pytest.raises(ConfigError, match=r"fits these rows \(en/.*/sentiment-\w+ has no word for the label '0'"):
+        fitting_templates("text-classification", "en", numbered)
+    several = [{"text": "a", "label": ["x", "y"]}]
+    for named in (None, "en/text-classification/topic-article"):
+        with pytest.raises(ConfigError, match="a prompt chooses one; give rows of one label"):
+            fitting_templates("text-classification", "en", several, named)
     rows = [{"text": "a", "label": "splendid"}]
     with pytest.raises(ConfigError, match="has no word for the label 'splendid'"):
         fitting_templates("text-classification", "en", rows, "en/text-classification/sentiment-review")

@@ -43,6 +43,8 @@ class RowOptions:
     """Labelled rows on which the rule (and with --search the wording) is chosen."""
     limit: int = 0
     """Answer at most so many test rows, drawn by --seed; 0 answers all."""
+    column: tuple[str, ...] = ()
+    """A field that is called otherwise in the files: label=stars, text=title+body."""
     dev_rows: int = 64
     """Rows split off --train for the choice; 0 for none."""
 
@@ -140,9 +142,11 @@ def _read(
     from chinchilla_lm.data.labelled import read_rows, rows_for_task
     from chinchilla_lm.evals.prompted import PromptRows
 
+    columns = _columns(rows.column)
+
     def canonical(source: str) -> list[dict[str, Any]]:
         found = read_rows(source) if source else []
-        return found if is_plain or not found else rows_for_task(task, found, where=source)
+        return found if is_plain or not found else rows_for_task(task, found, columns, where=source)
 
     if rows.limit < 0 or rows.dev_rows < 0:
         raise ConfigError(f"--limit {rows.limit} and --dev-rows {rows.dev_rows} must be 0 or more")
@@ -158,6 +162,14 @@ def _read(
         count = min(rows.dev_rows, len(pool) // 2)
         dev, pool = pool[:count], pool[count:]
     return PromptRows(tests=tests, pool=pool, dev=dev), labelled
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    """Read --column FIELD=NAME."""
+    wrong = next((pair for pair in pairs if not all(pair.partition("="))), None)
+    if wrong is not None:
+        raise ConfigError(f"--column {wrong} names no field and column; write FIELD=COLUMN, such as label=stars")
+    return {field: name for field, _, name in (pair.partition("=") for pair in pairs)}
 
 
 def _answer(
@@ -243,10 +255,11 @@ def _search_record(found: SearchResult) -> dict[str, Any]:
 def _lines(record: dict[str, Any]) -> list[str]:
     """What a person reads."""
     lines = [f"template   {record['template']}, {record['shots']} shots, {record['rows']} rows"]
+    width = max(10, *map(len, record["metrics"]))
     for name, value in record["metrics"].items():
         spread = record["spread"][name]
         low_high = record["interval"].get(name)
-        text = f"{name:10} {value:.4g}"
+        text = f"{name:{width}} {value:.4g}"
         if len(record["per_draw"]) > 1:
             text += f"  +- {spread:.2g} over {len(record['per_draw'])} draws"
         if low_high:
@@ -254,7 +267,10 @@ def _lines(record: dict[str, Any]) -> list[str]:
         lines.append(text)
     rules = sorted({one["rule"] for one in record["per_draw"] if one.get("rule")})
     if rules:
-        lines.append(f"scoring    {', '.join(rules)}: {record['per_draw'][0]['reason']}")
+        first = record["per_draw"][0]["reason"]  # begins with its rule
+        lines.append(
+            f"scoring    {first}" if len(rules) == 1 else f"scoring    {', '.join(rules)}; the first draw: {first}"
+        )
     if record["cut_rows"]:
         lines.append(f"note       {record['cut_rows']} prompts were cut at their beginning to fit the context")
     if record.get("refused"):

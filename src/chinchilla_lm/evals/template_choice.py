@@ -55,9 +55,11 @@ def fitting_templates(
     Raises:
         ConfigError: none fits, with the reason of the first.
     """
+    _check_single_labels(task, rows)
     if named is not None:
         return [_with_labels(load_template(named) if isinstance(named, str) else named, rows)]
-    fitting, reasons = [], []
+    fitting: list[Template] = []
+    reasons: dict[bool, str] = {}  # the first of the rows' own family, and of the others
     family = _family(task, rows)
     for template in library_templates(task=task, language=language):
         try:
@@ -66,11 +68,14 @@ def fitting_templates(
             ready = _with_labels(template, rows)
             _try(ready, rows[0])
         except ChinchillaError as error:
-            reasons.append(str(error))
+            reasons.setdefault(template.family == family, str(error))
         else:
             fitting.append(ready)
     if not fitting:
-        raise ConfigError(f"no {language} template of {task} fits these rows ({reasons[0]}); name one with --template")
+        raise ConfigError(
+            f"no {language} template of {task} fits these rows ({reasons.get(True) or reasons[False]}); name one, or a "
+            ".yaml file of yours, with --template"
+        )
     first = FIRST_WORDINGS.get(family)
     return sorted(
         fitting,
@@ -132,6 +137,16 @@ def search_templates(
         return {rule: (scores.argmax(axis=1) == gold_n).astype(float) for rule, scores in scored.scores.items()}
 
     return search_prompts(arms, evaluate, len(rows.dev), budget_items, settings.seed)
+
+
+def _check_single_labels(task: str, rows: Sequence[Row]) -> None:
+    """Refuse rows of several labels: a prompt chooses one."""
+    several = next((row["label"] for row in rows if isinstance(row.get("label"), list)), None)
+    if task == "text-classification" and several is not None:
+        raise ConfigError(
+            f"a row has the labels {several!r:.80}, and a prompt chooses one; give rows of one label, or learn several "
+            "by `chinchilla tune text-classification`"
+        )
 
 
 def _with_labels(template: Template, rows: Sequence[Row]) -> Template:
