@@ -312,6 +312,32 @@ def test_messages_name_the_file_and_the_row() -> None:
         rows_for_task("text-classification", [{"text": "a", "label": "b"}, {}], where="train.csv")
 
 
+def test_another_column_does_not_stand_in_for_a_missing_label() -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": None, "category": "books"}]
+    with pytest.raises(DataError, match="row 2: 'label' is null, as it is not in other rows"):
+        rows_for_task("text-classification", rows)
+    unlabelled = [
+        {**row, "label": None, "category": "books"} for row in rows
+    ]  # a column that nobody fills is no column
+    assert [row["label"] for row in rows_for_task("text-classification", unlabelled)] == ["books", "books"]
+
+
+def test_labels_are_the_same_however_they_are_written() -> None:
+    labels = ["caf\u00e9", "cafe\u0301 ", 1, 1.0, True, -3.0]
+    rows = rows_for_task("text-classification", [{"text": "a", "label": label} for label in labels])
+    assert [row["label"] for row in rows] == ["caf\u00e9", "caf\u00e9", "1", "1", "true", "-3"]
+    with pytest.raises(DataError, match=r"'label' is 0.5, not text"):
+        rows_for_task("text-classification", [{"text": "a", "label": 0.5}])
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.csv").write_text("text,label,text\na,x,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match="has two columns 'text', and only one could be read"):
+        read_rows(tmp_path / "twice.csv")
+    (tmp_path / "unnamed.csv").write_text(",,text,label\n0,0,a,x\n", encoding="utf-8")  # two index columns of pandas
+    assert read_rows(tmp_path / "unnamed.csv")[0]["text"] == "a"
+
+
 def test_every_task_refuses_a_row_without_fields() -> None:
     for task in TASKS:
         with pytest.raises(DataError, match="row 1"):

@@ -203,6 +203,7 @@ def _parse_table(path: Path, text: str, is_tabbed: bool) -> list[Row]:
                 continue
             if not header:
                 header = [cell.strip() for cell in cells]
+                _refuse_twice(path, header)
                 continue
             if len(cells) != len(header):
                 raise DataError(
@@ -213,6 +214,12 @@ def _parse_table(path: Path, text: str, is_tabbed: bool) -> list[Row]:
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not {path.suffix[1:]} ({error}); correct it") from None
     return rows
+
+
+def _refuse_twice(path: Path, header: Sequence[str]) -> None:
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} has two columns {twice[0]!r}, and only one could be read; rename or delete the other")
 
 
 def _unquoted(cell: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from chinchilla_lm.core.errors import DataError
@@ -17,10 +18,21 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Fields:
-    """A row with what is known of it: how its columns are called, where it is, and whether it must be labelled."""
+    """A row with what is known of it: how its columns are called, where it is, and whether it must be labelled.
 
-    def __init__(self, row: Row, columns: Mapping[str, str], place: str, is_labelled: bool = True) -> None:
+    Attribute `filled`: columns that some row of the file fills.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        columns: Mapping[str, str],
+        place: str,
+        is_labelled: bool = True,
+        filled: Collection[str] = (),
+    ) -> None:
         self.row, self.columns, self.place, self.is_labelled = row, columns, place, is_labelled
+        self.filled = filled
 
     def is_mapped(self, name: str) -> bool:
         """Say whether the user named this canonical field's column."""
@@ -38,7 +50,8 @@ class Fields:
             usual: names to look for; the canonical one by default.
 
         Raises:
-            DataError: none is there, or it is null.
+            DataError: none is there, or the one that other rows fill is null here: the next usual name may be another
+                thing.
         """
         if name in self.columns:
             wanted = self.columns[name]
@@ -48,6 +61,10 @@ class Fields:
         for candidate in usual or (name,):
             if self.row.get(candidate) is not None:
                 return self.row[candidate]
+            if candidate in self.row and candidate in self.filled:
+                raise DataError(
+                    f"{self.place}: {candidate!r} is null, as it is not in other rows; correct or delete it"
+                )
         raise DataError(
             f"{self.place} has no field {name!r} among {self._names()}; name the column that holds it: {name}=COLUMN"
         )
@@ -74,12 +91,12 @@ class Fields:
         return _SURROGATE.sub("\ufffd", value)
 
     def as_label(self, value: Any, name: str) -> str:
-        """Return a label as text: numbers and truth values by their name."""
+        """Return a label as text: whole numbers and truth values by their name, letters composed (NFC)."""
         if isinstance(value, bool):
             return str(value).lower()
-        if isinstance(value, int):
-            return str(value)
-        return self.as_text(value, name).strip()
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            return str(int(value))  # a column of numbers of which one is missing is one of floats
+        return unicodedata.normalize("NFC", self.as_text(value, name).strip())
 
     def as_number(self, value: Any, name: str) -> int:
         """Return a whole number; a cell of a table may hold it as text."""

@@ -86,9 +86,10 @@ def rows_for_task(
         raise DataError(f"{task!r} is no task; choose one of {', '.join(TASKS)}")
     convert = _CONVERTERS[task]
     found = []
+    filled = {name for row in rows for name, value in row.items() if value is not None}
     for number, row in enumerate(rows, start=1):
         place = f"{where}: row {number}" if where else f"row {number}"
-        fields = Fields(row, columns or {}, place, is_labelled)
+        fields = Fields(row, columns or {}, place, is_labelled, filled)
         canonical = convert(fields)
         found.append({"id": row["id"], **canonical} if "id" in row else canonical)
     if task == "token-classification" and is_labelled:
@@ -123,7 +124,7 @@ def _label(fields: Fields) -> str | list[str]:
 def _translation(fields: Fields) -> Row:
     inner = fields.row.get("translation")
     if isinstance(inner, dict):
-        fields = Fields(inner, fields.columns, fields.place, fields.is_labelled)
+        fields = Fields(inner, fields.columns, fields.place, fields.is_labelled, fields.filled)
     if not fields.is_mapped("source") and not any(name in fields.row for name in _SOURCE):
         languages = [name for name in fields.row if len(name) in (2, 5) and isinstance(fields.row[name], str)]
         if len(languages) > 1:

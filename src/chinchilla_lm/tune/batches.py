@@ -33,7 +33,7 @@ class HasLength(Protocol):
 
 
 class TaskBatches:
-    """Global batches of `rows` items; the last of an epoch may be smaller. Attribute: `steps_per_epoch`."""
+    """Global batches of `rows` items; the last of an epoch may be smaller. Attributes: `items`, `steps_per_epoch`."""
 
     def __init__(
         self, items: Sequence[Any], collate: Callable[[Sequence[Any]], Arrays], *, rows: int, seed: int
@@ -47,7 +47,7 @@ class TaskBatches:
             seed: of the order.
         """
         assert items, "no items to train on"
-        self._items = items
+        self.items = items
         self._collate = collate
         self._rows = rows
         self._seed = seed
@@ -58,7 +58,7 @@ class TaskBatches:
     def at(self, step: int, /) -> Arrays:
         """The arrays of one update, step >= 0: the same for the same seed and step, whatever was asked before."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return self._collate([self._items[i] for i in self._order(epoch)[place]])
+        return self._collate([self.items[i] for i in self._order(epoch)[place]])
 
     def tokens_until(self, step: int) -> int:
         """Tokens read by the first `step` updates, without padding."""
@@ -73,7 +73,7 @@ class TaskBatches:
 
     def _draw(self, epoch: int) -> list[np.ndarray[Any, Any]]:
         generator = np.random.default_rng((self._seed, epoch))
-        shuffled = generator.permutation(len(self._items))
+        shuffled = generator.permutation(len(self.items))
         stretch = self._rows * _STRETCH_BATCHES
         batches: list[np.ndarray[Any, Any]] = []
         for start in range(0, len(shuffled), stretch):

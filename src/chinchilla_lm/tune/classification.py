@@ -31,7 +31,7 @@ from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.backbone import Backbone, last_states, pad_rows, split_by_length
 from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.label_sets import start_at_base_rates
+from chinchilla_lm.tune.label_sets import labels_of, start_at_base_rates
 from chinchilla_lm.tune.prompted_tokenizer import add_prompt, word_ids
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel
 
@@ -121,6 +121,8 @@ class Classification:
         )
         self.tokenizer.model_max_length = config.max_tokens
         self._filler = int(cast(int, backbone.tokenizer.pad_token_id))
+        self._check_room()
+        self._texts_cut = 0
         self._has_types = head == "own" and "token_type_ids" in self.tokenizer.model_input_names
 
     @property
@@ -134,6 +136,8 @@ class Classification:
         if not rows:
             return []
         encoded = cast(Any, self.tokenizer)(*self._texts(rows), truncation=True, max_length=self._config.max_tokens)
+        if is_training:
+            self._texts_cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         items: list[Item] = []
         for index, ids in enumerate(encoded["input_ids"]):
             ids = ids or [self._filler]  # an empty text without a prompt still has one position to read
@@ -207,8 +211,15 @@ class Classification:
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """Accuracy, F1, MCC and calibration; a label that training never saw counts as missed."""
         p_nk = np.array([each["probabilities"] for each in predictions])
-        gold = [row["label"] for row in rows]
-        given = {label for each in gold for label in ([each] if isinstance(each, str) else each)}
+        golds = [labels_of(row) for row in rows]
+        several = next((number for number, gold in enumerate(golds, start=1) if len(gold) != 1), None)
+        if not self.is_multilabel and several is not None:
+            raise DataError(
+                f"row {several} to measure has {len(golds[several - 1])} labels and the training rows have one each;"
+                " give it one, or write the training labels as lists"
+            )
+        gold: list[Any] = golds if self.is_multilabel else [labels[0] for labels in golds]
+        given = {label for labels in golds for label in labels}
         labels = [*self.labels, *sorted(given - {*self.labels})]
         p_nk = np.pad(p_nk, ((0, 0), (0, len(labels) - p_nk.shape[1])))
         said = [each["label"] for each in predictions]
@@ -225,7 +236,7 @@ class Classification:
     def describe(self) -> dict[str, Any]:
         """Head, prompt and label words, for the record and the card."""
         described: dict[str, Any] = {"head": self._head, "labels": list(self.labels), "backbone": self._form}
-        described["is_multilabel"] = self.is_multilabel
+        described |= {"is_multilabel": self.is_multilabel, "texts_cut": self._texts_cut}
         if self._head != "own":
             words = self._word_ids()
             described |= {"template": self._template, "pooling": self._config.pooling}
@@ -236,6 +247,15 @@ class Classification:
 
     # Inside
 
+    def _check_room(self) -> None:
+        """Refuse a max_tokens that the prompt alone fills: the tokenizer would then cut nothing at all."""
+        most, is_pair = self._config.max_tokens or 0, any(row.get("text_pair") is not None for row in self._train_rows)
+        fixed = self.tokenizer.num_special_tokens_to_add(pair=is_pair)
+        if most <= fixed:
+            raise ConfigError(
+                f"max_tokens = {most} must be more than the {fixed} tokens around a text; raise it, or shorten template"
+            )
+
     def _texts(self, rows: Sequence[Row]) -> tuple[list[str], ...]:
         texts = [row["text"] for row in rows]
         if any(row.get("text_pair") is not None for row in rows):
@@ -243,7 +263,7 @@ class Classification:
         return (texts,)
 
     def _target(self, row: Row, index: int) -> np.ndarray[Any, Any]:
-        given = [row["label"]] if isinstance(row["label"], str) else list(row["label"])
+        given = labels_of(row)
         unknown = [label for label in given if label not in self.labels]
         if unknown:
             raise DataError(f"row {index}: label {unknown[0]!r} is none of the {len(self.labels)} labels; correct it")
@@ -303,7 +323,7 @@ def make_classification(config: TuneConfig, train_rows: Sequence[Row], backbone:
         ConfigError: a head or a label word that does not fit.
     """
     is_multilabel = any(not isinstance(row["label"], str) for row in train_rows)
-    labels = _labels_of(train_rows)
+    labels = _all_labels(train_rows)
     if len(labels) < (1 if is_multilabel else 2):
         raise DataError(f"the training rows have {len(labels)} labels ({', '.join(labels)}); classification needs two")
     head = _choose_head(config, backbone, len(train_rows), is_multilabel=is_multilabel)
@@ -335,10 +355,10 @@ def language_of(texts: Sequence[str]) -> str:
     return "zh" if chinese > _CHINESE_SHARE * max(1, len(sample)) else "en"
 
 
-def _labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    found = {label for row in rows for label in ([row["label"]] if isinstance(row["label"], str) else row["label"])}
-    if all(label.lstrip("-").isdecimal() for label in found):
-        return tuple(sorted(found, key=int))
+def _all_labels(rows: Sequence[Row]) -> tuple[str, ...]:
+    found = {label for row in rows for label in labels_of(row)}
+    if all(label.removeprefix("-").isdecimal() for label in found):
+        return tuple(sorted(found, key=lambda label: (int(label), label)))  # "1" and "01" are two, always in one order
     return tuple(sorted(found))
 
 

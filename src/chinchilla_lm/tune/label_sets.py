@@ -23,9 +23,14 @@ RATE_ROWS = 64
 """Rows whose states are averaged."""
 
 
+def labels_of(row: Row) -> list[str]:
+    """Return a row's labels, whether it is written as one or as a list."""
+    return [row["label"]] if isinstance(row["label"], str) else list(row["label"])
+
+
 def base_rate_logits(rows: Sequence[Row], labels: Sequence[str]) -> Tensor:
     """Return ln(p / (1 - p)) of each label's share of the rows, b_k, as if half a row more had it and half had not."""
-    counts = torch.tensor([sum(label in row["label"] for row in rows) for label in labels], dtype=torch.float32)
+    counts = torch.tensor([sum(label in labels_of(row) for row in rows) for label in labels], dtype=torch.float32)
     return torch.logit((counts + 0.5) / (len(rows) + 1))
 
 

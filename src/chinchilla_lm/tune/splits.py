@@ -34,7 +34,7 @@ def read_splits(config: TuneConfig) -> Splits:
     """
 
     def read(source: str) -> list[dict[str, Any]]:
-        return rows_for_task(config.task, read_rows(source), config.columns)
+        return rows_for_task(config.task, read_rows(source), config.columns, where=source)
 
     train = read(config.train)
     counts: dict[str, dict[str, Any]] = {"train": {"available": len(train), "file": config.train}}

@@ -33,6 +33,7 @@ from chinchilla_lm.tune.comparison import (
 )
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.learning import Lesson, Progressed
+from chinchilla_lm.tune.row_warnings import row_warnings
 from chinchilla_lm.tune.splits import Splits
 from chinchilla_lm.tune.task import Prediction, Row, Task, TunedModel
 
@@ -235,7 +236,7 @@ def make_record(
         "changed_counts": counts,
         "calibration": {name: found for name, found in calibration.items() if found is not None},
         "cost": _cost(lesson, state),
-        "warnings": list(warnings),
+        "warnings": [*warnings, *row_warnings(splits, task.labels, lesson.batches.items, described)],
         "describe": described,
     }
 
