@@ -163,3 +163,14 @@ def test_an_encoder_decoder_uses_its_own_classs_head(tiny_folder, kind):
     together = task.predict(model, ROWS)
     for row, prediction in zip(ROWS, together, strict=True):
         assert task.predict(model, [row])[0]["probabilities"] == pytest.approx(prediction["probabilities"], abs=1e-4)
+
+
+def test_test_rows_without_the_negative_relation_still_leave_it_out(tiny_folder):
+    """A model trained on "Other" says it of one of three rows that all have a relation: no class of its own."""
+    task, _ = build(tiny_folder("qwen3"))
+    causes = ["Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)", "Cause-Effect(e2,e1)"]
+    rows = [{**RELATED[0], "label": label} for label in causes]
+    said = [{"label": label} for label in (causes[0], causes[1], "Other")]
+    measured = task.measure(said, rows)
+    assert list(measured.per_class) == ["Cause-Effect"]
+    assert measured.values["macro_f1"] == pytest.approx(2 * 2 / (2 + 3))

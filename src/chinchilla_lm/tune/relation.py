@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.data.markers import encode_marked, entity_text, fill_marked, name_entities
 from chinchilla_lm.metrics.measures import Measures
-from chinchilla_lm.metrics.relation import measure_relation
+from chinchilla_lm.metrics.relation import NEGATIVES, measure_relation
 from chinchilla_lm.tune.backbone import Backbone, pad_rows, split_by_length
 from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.config import TuneConfig
@@ -163,7 +163,9 @@ class Relation:
 
     def measure(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> Measures:
         """SemEval-2010 task 8's macro F1 and others."""
-        return measure_relation([each["label"] for each in predictions], [row["label"] for row in rows])
+        # By the labels that are known: few test rows may have none without a relation, and a model still says so.
+        negative = next((name for name in NEGATIVES if name in self.labels), None)
+        return measure_relation([each["label"] for each in predictions], [row["label"] for row in rows], negative)
 
     def zero_shot(self, backbone: Backbone, rows: Sequence[Row]) -> list[Prediction] | None:
         """Let the untouched decoder name the relation after a prompt, calibrated over the rows; None for others.
