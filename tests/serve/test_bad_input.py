@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import importlib.util
 import json
 import random
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.serve.conftest import run_live
 
+from chinchilla_lm.serve.api_errors import ApiError
 from chinchilla_lm.serve.openai_schema import CompletionBody
 from chinchilla_lm.serve.settings import Limits, ServerSettings
 from chinchilla_lm.serve.strict_json import JsonRefused, parse_json
@@ -189,6 +191,13 @@ def test_the_prompts_of_a_body_share_its_bad_words(live):
     requests = completion_requests(body, live.served, Limits())
     assert len(requests[0].bad_words) == 4
     assert all(one.bad_words is requests[0].bad_words for one in requests)  # 128 times, long ones took 80 s to spell
+
+
+def test_more_log_probabilities_than_an_answer_holds_are_refused(live):
+    body = CompletionBody(model="tiny", prompt=((5,) * 180,) * 128, echo=True, max_tokens=10, logprobs=20, n=4)
+    with pytest.raises(ApiError, match="20 for each of up to 97280 tokens are more than 1048576 log-probabilities"):
+        completion_requests(body, live.served, Limits(max_texts=512))
+    assert len(completion_requests(dataclasses.replace(body, n=2), live.served, Limits(max_texts=512))) == 128
 
 
 def test_a_body_of_another_kind_is_refused(live):

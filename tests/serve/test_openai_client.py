@@ -11,6 +11,7 @@ import torch
 
 from chinchilla_lm.generate.completion import generate
 from chinchilla_lm.generate.sampling import GREEDY
+from chinchilla_lm.serve.answers import LARGE_ENTRIES
 
 PROMPTS = ["The sea", "The sailor said hello, and the", "你好", "1872"]
 
@@ -91,6 +92,23 @@ def test_echo_with_logprobs_scores_the_prompt(client, live):
     assert found.token_logprobs[1:-1] == pytest.approx(expected, abs=1e-4)
     assert found.token_logprobs[-1] == pytest.approx(float(logprobs_tv[-1].max()), abs=1e-4)
     assert all(prompt.startswith(token, at) for token, at in zip(found.tokens[:-1], found.text_offset, strict=False))
+
+
+def test_an_answer_of_many_logprobs_is_that_of_few(client, live):
+    """It is written in another thread, whole and streamed."""
+    prompts = [[1 + (place + shift) % 200 for place in range(150)] for shift in range(4)]
+    options = {"model": "tiny", "max_tokens": 8, "temperature": 0, "echo": True, "logprobs": 20}
+    few = [client.completions.create(prompt=prompt, **options).choices[0] for prompt in prompts]
+    many = client.completions.create(prompt=prompts, **options).choices
+    assert len(many) * 158 * 21 > LARGE_ENTRIES > 158 * 21
+    assert [(one.text, one.logprobs, one.finish_reason) for one in many] == [
+        (one.text, one.logprobs, one.finish_reason) for one in few
+    ]
+    found = [([], []) for _ in prompts]
+    for chunk in client.completions.create(prompt=prompts, stream=True, **options):
+        found[chunk.choices[0].index][0].extend(chunk.choices[0].logprobs.top_logprobs)
+        found[chunk.choices[0].index][1].extend(chunk.choices[0].logprobs.text_offset)
+    assert found == [(one.logprobs.top_logprobs, one.logprobs.text_offset) for one in few]
 
 
 def test_echo_without_new_tokens_only_scores(client):

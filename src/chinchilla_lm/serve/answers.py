@@ -5,8 +5,9 @@ Symbols: `place` is a prompt's place in the request; a choice's index is place *
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from chinchilla_lm.generate.request import Event, Request, TokenLogprob, join_events
@@ -16,6 +17,9 @@ from chinchilla_lm.serve.runs import Run
 from chinchilla_lm.serve.served_model import ServedModel
 
 Found = Sequence[tuple[int, Event]]
+LARGE_ENTRIES = 1 << 13
+"""Log-probabilities that are written at once; more would hold up the event loop (6 ms, 2026-11-22)."""
+encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 class Answer:
@@ -31,9 +35,20 @@ class Answer:
         }
         self._offsets: dict[int, _Offsets] = {}
 
-    def whole(self, found: Found, run: Run) -> dict[str, Any]:
-        """Return the body of an answer that is not streamed."""
-        choices: list[dict[str, Any]] = []
+    def is_large(self, found: Found) -> bool:
+        """Whether these events hold so many log-probabilities that they are written in another thread."""
+        entries = sum(len(event.logprobs) * (1 + (self._requests[at].logprobs or 0)) for at, event in found)
+        return entries > LARGE_ENTRIES
+
+    def whole(self, found: Found, run: Run) -> bytes:
+        """Return the body of an answer that is not streamed, as JSON."""
+        name = "chat.completion" if self._is_chat else "text_completion"
+        head = encode_json({**self._head, "object": name}).removesuffix("}")
+        # One by one: the encoder lets no other thread run.
+        choices = ",".join(encode_json(choice) for choice in self._choices(found))
+        return f'{head},"choices":[{choices}],"usage":{encode_json(usage(run))}}}'.encode()
+
+    def _choices(self, found: Found) -> Iterator[dict[str, Any]]:
         for place, request in enumerate(self._requests):
             for choice in join_events(event for at, event in found if at == place):
                 index = place * request.n + choice.index
@@ -43,9 +58,7 @@ class Answer:
                     words: dict[str, Any] = {"message": message}
                 else:
                     words = {"text": choice.text}
-                choices.append({"index": index, **words, "logprobs": logprobs, "finish_reason": choice.finish_reason})
-        name = "chat.completion" if self._is_chat else "text_completion"
-        return {**self._head, "object": name, "choices": choices, "usage": usage(run)}
+                yield {"index": index, **words, "logprobs": logprobs, "finish_reason": choice.finish_reason}
 
     def first_chunks(self) -> list[dict[str, Any]]:
         """Return what a chat's stream begins with: each choice's role."""

@@ -7,21 +7,20 @@ others waited 60 ms for it (2026-11-22).
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chinchilla_lm.serve.answers import Answer
+from chinchilla_lm.serve.answers import Answer, Found, encode_json
 from chinchilla_lm.serve.api_errors import ApiError
 from chinchilla_lm.serve.runs import ClientLeft, Run
 
 WRITE_SECONDS = 0.002
 """Between two writes of a stream: what has come meanwhile is written at once. No reader sees the difference, and a
 small model, which writes thousands of tokens a second, leaves the event loop time for others."""
-_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 class EventStream(Response):
@@ -29,10 +28,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, run: Run, *, has_usage: bool) -> None:
-        """Args: has_usage: a last chunk says how many tokens there were."""
+    def __init__(self, answer: Answer, run: Run, large_work: Executor, *, has_usage: bool) -> None:
+        """Args: large_work: where large chunks are written; has_usage: a last chunk says how many tokens there were."""
         self.status_code, self.background = 200, None
-        self._answer, self._run, self._has_usage = answer, run, has_usage
+        self._answer, self._run, self._large_work, self._has_usage = answer, run, large_work, has_usage
         self.init_headers({"x-accel-buffering": "no"})  # nginx would hold the chunks back
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,12 +49,14 @@ class EventStream(Response):
 
     async def _texts(self) -> AsyncIterator[str]:
         """Yield the chunks; an error is one of them, because the status has been sent already."""
-        blank = {"usage": None} if self._has_usage else {}
         try:
             for chunk in self._answer.first_chunks():
-                yield _line({**chunk, **blank})
+                yield _line({**chunk, **self._blank})
             async for found in self._run.events():
-                yield "".join(_line({**self._answer.chunk(place, event), **blank}) for place, event in found)
+                if self._answer.is_large(found):
+                    yield await asyncio.get_running_loop().run_in_executor(self._large_work, self._lines, found)
+                else:
+                    yield self._lines(found)
                 if all(event.finish_reason is None for _, event in found):
                     await asyncio.sleep(WRITE_SECONDS)
             if self._has_usage:
@@ -64,6 +65,13 @@ class EventStream(Response):
             yield _line(error.body)
         yield "data: [DONE]\n\n"
 
+    def _lines(self, found: Found) -> str:
+        return "".join(_line({**self._answer.chunk(place, event), **self._blank}) for place, event in found)
+
+    @property
+    def _blank(self) -> dict[str, None]:
+        return {"usage": None} if self._has_usage else {}
+
 
 def _line(chunk: dict[str, Any]) -> str:
-    return f"data: {_encode_json(chunk)}\n\n"
+    return f"data: {encode_json(chunk)}\n\n"

@@ -232,8 +232,14 @@ class Routes:
         answer = Answer(self._served, requests, is_chat=is_chat)
         if body.stream:
             has_usage = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(answer, run, has_usage=has_usage)
-        return JSONResponse(answer.whole(await collect(run, request.receive), run))
+            return EventStream(answer, run, self._served.large_work, has_usage=has_usage)
+        found = await collect(run, request.receive)
+        if answer.is_large(found):
+            threads = self._served.large_work
+            content = await asyncio.get_running_loop().run_in_executor(threads, answer.whole, found, run)
+        else:
+            content = answer.whole(found, run)
+        return Response(content, media_type="application/json")
 
     def _noted_prompts(self, requests: Sequence[TextRequest]) -> dict[str, Any]:
         prompts = [list(one.prompt_ids) for one in requests]

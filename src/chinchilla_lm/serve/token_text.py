@@ -21,14 +21,19 @@ class TokenText:
         self._tokenizer = tokenizer
         self._is_byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
         self._added = tokenizer.get_added_tokens_decoder()
+        self._labels: dict[int, str] = {}  # made so far: an echo of 8,000 tokens asks for 160,000
 
     def label(self, token: int) -> str:
         """Return the token's text, or `bytes:` and its bytes in hexadecimal."""
-        content = self.bytes(token)
-        try:
-            return content.decode("utf-8")
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+        label = self._labels.get(token)
+        if label is None:
+            content = self.bytes(token)
+            try:
+                label = content.decode("utf-8")
+            except UnicodeDecodeError:
+                label = "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+            self._labels[token] = label
+        return label
 
     def bytes(self, token: int) -> bytes:
         """Return the UTF-8 bytes that the token stands for; its name for a special token, b"" for an unused id."""

@@ -37,6 +37,9 @@ from chinchilla_lm.serve.settings import Limits
 
 FORM_FIELDS = ("response_format", "guided_json", "guided_regex", "guided_choice")
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
+MOST_ENTRIES = 1 << 20
+"""Log-probabilities in one answer, each 300 bytes while it is written (2026-11-22): one alternative to every token of
+the largest body's prompts, as lm-eval asks, or 6 choices of 8,192 tokens with 20."""
 
 
 def completion_requests(body: CompletionBody, served: ServedModel, limits: Limits) -> list[Request]:
@@ -68,6 +71,8 @@ def completion_requests(body: CompletionBody, served: ServedModel, limits: Limit
         _new_tokens(body.max_tokens, DEFAULT_COMPLETION_TOKENS, _longer(ids, guidance), served, limits)
         for ids in prompts
     ]
+    echoed = sum(map(len, prompts)) if body.echo else 0
+    _check_entries("logprobs", body.logprobs, (echoed + sum(counts)) * (body.best_of or body.n))
     return [_request(body, served, ids, count, options) for ids, count in zip(prompts, counts, strict=True)]
 
 
@@ -98,6 +103,7 @@ def chat_requests(body: ChatBody, served: ServedModel, limits: Limits) -> list[R
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     count = _new_tokens(asked, served.capacity, _longer(ids, guidance), served, limits)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    _check_entries("top_logprobs", logprobs, count * body.n)
     options = {**_shared_options(body, served), "logprobs": logprobs, "guidance": guidance}
     return [_request(body, served, ids, count, options)]
 
@@ -373,6 +379,12 @@ def _check_texts(texts: int, limits: Limits) -> None:
             f"the request asks for {texts} texts and may ask for {limits.max_texts}; send several requests",
             param="n",
         )
+
+
+def _check_entries(where: str, logprobs: int | None, tokens: int) -> None:
+    if logprobs is not None and tokens * (1 + logprobs) > MOST_ENTRIES:
+        message = f"{logprobs} for each of up to {tokens} tokens are more than {MOST_ENTRIES} log-probabilities"
+        raise bad_field(where, f"{message}; ask for fewer tokens, choices or alternatives")
 
 
 def _turn(message: Message) -> dict[str, str]:
