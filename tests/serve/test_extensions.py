@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -74,3 +75,13 @@ def test_a_form_may_be_asked_for_as_vllm_has_it(live, guided, pattern):
     both = live.post("/v1/completions", body | {"response_format": {"type": "json_object"}})
     assert both.status_code == 400
     assert "give one of them" in both.json()["error"]["message"]
+
+
+def test_a_stream_keeps_its_lines_whatever_signs_the_text_has(live):
+    signs = "a\u2028b\u0085c\u2029d\n\re\x0b\x1c"
+    body = {"model": "tiny", "prompt": "The", "max_tokens": 40, "guided_regex": re.escape(signs), "stream": True}
+    with live.client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == signs

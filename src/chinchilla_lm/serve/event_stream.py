@@ -21,6 +21,9 @@ from chinchilla_lm.serve.runs import ClientLeft, Run
 WRITE_SECONDS = 0.002
 """Between two writes of a stream: what has come meanwhile is written at once. No reader sees the difference, and a
 small model, which writes thousands of tokens a second, leaves the event loop time for others."""
+_LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+"""JSON escapes a line feed, the standard's only end of a line beside a carriage return, and lets these pass; Python's
+`str.splitlines`, and with it httpx's `iter_lines`, ends lines at them too."""
 
 
 class EventStream(Response):
@@ -74,4 +77,7 @@ class EventStream(Response):
 
 
 def _line(chunk: dict[str, Any]) -> str:
-    return f"data: {encode_json(chunk)}\n\n"
+    text = encode_json(chunk)
+    for sign, escape in _LINE_ENDS.items():
+        text = text.replace(sign, escape)
+    return f"data: {text}\n\n"
