@@ -109,6 +109,16 @@ def test_rotary_attention_equals_torch(dtype, heads, e, t, has_norm, threads):
     assert_same(fused, plain, [qkv, *norms], dtype)
 
 
+@pytest.mark.parametrize("has_norm", [True, False])
+def test_turning_keeps_its_input_for_the_backward_pass_only_where_a_norm_reads_it(has_norm):
+    qkv = draw(2, 5, 24).requires_grad_()
+    norms = (torch.ones(8), torch.ones(8)) if has_norm else None
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+        kernels.rotary_heads(qkv, norms, rotary_table(torch.arange(5), 8, 1e4), (1, 1), 1e-6)
+    assert (qkv.data_ptr() in kept) == has_norm
+
+
 @every_type
 @pytest.mark.parametrize("v", [16, 100, 1024])
 @pytest.mark.parametrize("is_kept", [True, False])

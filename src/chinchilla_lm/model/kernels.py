@@ -237,17 +237,19 @@ class _RotaryHeads(torch.autograd.Function):
         inverse = torch.empty(b * t, h + k)
         inputs = (qkv, q_weight, k_weight, *tables)
         _run("heads_forward", qkv.dtype, *inputs, q, keys, values, inverse, b, t, h, k, e, epsilon)
-        ctx.save_for_backward(*inputs, inverse)
+        # Turning alone is undone from the gradient; only QK-norm needs its input again.
+        ctx.save_for_backward(None if q_weight is None else qkv, *inputs[1:], inverse)
         ctx.sizes = (b, t, h, k, e)
         return q, keys, values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        qkv, q_weight, *_ = ctx.saved_tensors
-        d_qkv, d_weights = torch.empty_like(qkv), torch.zeros(2, torch.get_num_threads(), ctx.sizes[-1])
+        (qkv, q_weight, *others), (b, t, h, k, e) = ctx.saved_tensors, ctx.sizes
+        d_qkv, d_weights = gradients[0].new_empty(b, t, (h + 2 * k) * e), torch.zeros(2, torch.get_num_threads(), e)
         dense = [gradient.contiguous() for gradient in gradients]
-        _run("heads_backward", qkv.dtype, *dense, *ctx.saved_tensors, d_qkv, d_weights[0], d_weights[1], *ctx.sizes)
+        inputs = (d_qkv if qkv is None else qkv, q_weight, *others)  # without QK-norm the first is not read
+        _run("heads_backward", d_qkv.dtype, *dense, *inputs, d_qkv, d_weights[0], d_weights[1], *ctx.sizes)
         d_q_weight, d_k_weight = (None, None) if q_weight is None else d_weights.sum(1)
         return d_qkv, d_q_weight, d_k_weight, None, None, None
 
