@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from chinchilla_lm.core import files
 from chinchilla_lm.core.errors import CheckpointError, ConfigError, TrainingDiverged
 from chinchilla_lm.core.records import read_records
 from chinchilla_lm.laws.count import training_flops_per_token
@@ -168,6 +169,22 @@ def test_a_corrupt_newest_checkpoint_is_passed_over_with_a_warning(make_config, 
 def test_the_newest_checkpoints_stay(make_config, batches, tmp_path):
     run(make_config(checkpoint_seconds=0.0, keep_checkpoints=3), batches, tmp_path)
     assert [path.name[-2:] for path in list_checkpoints(tmp_path / "checkpoints")] == ["10", "11", "12"]
+
+
+def test_checkpoints_that_the_disk_cannot_hold_are_refused_before_the_first_update(
+    make_config, batches, tmp_path, monkeypatch
+):
+    config = make_config(keep_checkpoints=2)
+    run_job(config, batches=batches, heldout_evaluate=None, folder=tmp_path / "whole")
+    newest = list_checkpoints(tmp_path / "whole" / "checkpoints")[-1]
+    size = sum((newest / f"{name}.safetensors").stat().st_size for name in ("weights", "optimizer"))
+    monkeypatch.setattr(files, "free_bytes", lambda path: int(1.8 * size))  # room for one, not for three
+    with pytest.raises(CheckpointError, match=r"3 checkpoints of .* \(one is written while 2 stay\) need about "):
+        run_job(config, batches=batches, heldout_evaluate=None, folder=tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    run_job(config, batches=batches, heldout_evaluate=None, folder=tmp_path / "whole")  # done: it only loads
+    monkeypatch.setattr(files, "free_bytes", lambda path: int(3.1 * size))
+    run_job(config, batches=batches, heldout_evaluate=None, folder=tmp_path / "small")
 
 
 def test_another_config_or_text_in_the_same_folder_is_refused(make_config, batches, other_batches, tmp_path):

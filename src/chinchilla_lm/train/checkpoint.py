@@ -33,10 +33,12 @@ from chinchilla_lm.core.files import (
     clean_temporaries,
     explain_os_error,
     replace_directory,
+    require_space,
     temporary_beside,
     write_blocks,
     write_bytes,
 )
+from chinchilla_lm.core.units import format_bytes
 from chinchilla_lm.train.tensor_files import BLOCK_BYTES, StoredTensor, read_layout, read_tensor, tensor_blocks
 
 _SCHEMA = "checkpoint/1"
@@ -164,6 +166,37 @@ def prune_checkpoints(folder: Path, *, newest_step: int, keep: int) -> None:
             with explain_os_error(path):
                 path.rename(doomed)  # a kill during the removal must not leave half a checkpoint under its name
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def require_room(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int, further_bytes: int = 0
+) -> None:
+    """Refuse a job before its first update when the disk cannot hold its checkpoints.
+
+    Args:
+        folder: where they will live; those that are there count as written.
+        model: as for `save_checkpoint`.
+        optimizer: it need not have made its moments yet.
+        keep: how many stay, >= 1; one more is written before the oldest goes.
+        further_bytes: what the job writes beside them.
+
+    Raises:
+        CheckpointError: with what is needed and what is free.
+    """
+    is_adam = isinstance(optimizer, torch.optim.AdamW)
+    moments = sum(
+        parameter.nbytes * (2 if is_adam and group.get("rule") != "muon" else 1)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+    size = sum(tensor.nbytes for tensor in _weights(model).values()) + moments
+    there = sum(file.stat().st_size for path in list_checkpoints(folder) for file in path.iterdir())
+    content = f"{keep + 1} checkpoints of {format_bytes(size)} (one is written while {keep} stay)"
+    content += f" and {format_bytes(further_bytes)} beside them" if further_bytes else ""
+    try:
+        require_space(folder, (keep + 1) * size + further_bytes - there, content)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _step_of(path: Path) -> int:

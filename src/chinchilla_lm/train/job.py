@@ -27,7 +27,13 @@ import torch
 from chinchilla_lm.core.errors import CheckpointError, ChinchillaError
 from chinchilla_lm.laws.count import training_flops_per_token
 from chinchilla_lm.model.transformer import Transformer
-from chinchilla_lm.train.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from chinchilla_lm.train.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    require_room,
+    save_checkpoint,
+)
 from chinchilla_lm.train.config import TrainConfig
 from chinchilla_lm.train.loop import Batches, StepRecord, train
 from chinchilla_lm.train.objective import Objective, next_token_objective
@@ -103,7 +109,7 @@ def run_job(
     Raises:
         Interrupted: SIGINT or SIGTERM came; the state is saved and the same call continues.
         TrainingDiverged: the loss or gradient is not finite.
-        CheckpointError: the folder holds another run, or a checkpoint cannot be written.
+        CheckpointError: the folder holds another run, or the disk cannot hold the checkpoints.
     """
     steps = config.schedule.steps
     job = _open_job(config, batches, Path(folder), peak_flops_per_s)
@@ -228,6 +234,8 @@ def _open_job(config: TrainConfig, batches: Batches, folder: Path, peak_flops_pe
     placement = choose_placement(config.run)
     model, optimizer = build_training(config, placement)
     state, warnings = _resume(config, batches, folder, model, optimizer)
+    if state.step < config.schedule.steps:
+        require_room(folder / "checkpoints", model, optimizer, keep=config.run.keep_checkpoints)
     records = JobRecords(
         folder / "records.jsonl",
         steps=config.schedule.steps,

@@ -23,7 +23,14 @@ from torch import nn
 
 from chinchilla_lm.core.errors import CheckpointError
 from chinchilla_lm.metrics.measures import Measures
-from chinchilla_lm.train.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from chinchilla_lm.train.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    require_room,
+    save_checkpoint,
+)
 from chinchilla_lm.train.config import ScheduleConfig
 from chinchilla_lm.train.job import Interrupted, deferred_signals
 from chinchilla_lm.train.loop import LoopPlan, StepRecord, train
@@ -34,6 +41,8 @@ from chinchilla_lm.tune.batches import TaskBatches
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.freezing import thaw
 from chinchilla_lm.tune.task import TunedModel
+
+_KEPT = 2  # newest states, while the training runs: one that a disk has spoilt does not lose it
 
 Validate = Callable[[], Measures]
 Told = Callable[[StepRecord, float | None], None]
@@ -111,6 +120,8 @@ def learn(lesson: Lesson, tell: Told | None = None) -> tuple[Progressed, tuple[s
     assert config.steps is not None, "resolve the config first"
     fill_moments(lesson.optimizer)
     state, warnings = _resume(lesson, learned)
+    if not state.is_finished:
+        _require_room(lesson, learned)
     records = JobRecords(
         lesson.folder / "records.jsonl", steps=config.steps, flops_per_token=0.0, peak_flops_per_s=None
     )
@@ -257,7 +268,16 @@ def _save(lesson: Lesson, learned: nn.Module, state: Progressed) -> None:
     extra = {"state": asdict(state), "fingerprint": lesson.fingerprint, "first_batch": _digest(lesson.batches)}
     folder = lesson.folder / "checkpoints"
     save_checkpoint(folder, state.step, learned, lesson.optimizer, extra)
-    prune_checkpoints(folder, newest_step=state.step, keep=1 if state.is_finished else 2)
+    prune_checkpoints(folder, newest_step=state.step, keep=1 if state.is_finished else _KEPT)
+
+
+def _require_room(lesson: Lesson, learned: nn.Module) -> None:
+    """A better checkpoint of best/ is written while the old one stays."""
+    best = 0 if lesson.validate is None else 2 - len(list_checkpoints(lesson.folder / "best"))
+    weights = sum(parameter.nbytes for parameter in learned.parameters())
+    require_room(
+        lesson.folder / "checkpoints", learned, lesson.optimizer, keep=_KEPT, further_bytes=max(0, best) * weights
+    )
 
 
 def _resume(lesson: Lesson, learned: nn.Module) -> tuple[Progressed, tuple[str, ...]]:
