@@ -59,6 +59,14 @@ def test_chinese_summaries_are_counted_on_characters() -> None:
     assert measure_summary(["Größe"], ["größe"], "de").value == 1.0
 
 
+def test_vowel_signs_and_combining_accents_belong_to_their_word() -> None:
+    assert split_units("हिन्दी में लिखा है।") == ["हिन्दी", "में", "लिखा", "है"]
+    assert split_units("مُحَمَّد قال") == ["مُحَمَّد", "قال"]
+    assert split_units("cafe\u0301 x_y 日本") == ["cafe\u0301", "x", "y", "日", "本"]
+    other = measure_summary(["हिन्दी"], ["हन्दा"], language="hi").values
+    assert other["rouge_1"] == 0  # the consonants alone are the same
+
+
 def test_a_row_without_reference_is_refused() -> None:
     with pytest.raises(DataError, match="row 2 has no reference"):
         measure_summary(["a", "b"], [["a"], []])
