@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from chinchilla_lm.core.errors import CheckpointError, ConfigError
+from chinchilla_lm.tune import classification
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.continual import ContinueSettings, continue_tuning, forgetting, older_tasks
 from chinchilla_lm.tune.loading import load_tuned
@@ -113,6 +114,29 @@ def test_new_labels_and_rows_are_learned_in_a_chain_that_loads(first_run, topic_
         sum(max(each["history"]) - each["history"][-1] for each in olds) / 2
     )
     assert [old.name for old in older_tasks(load_tuned(tmp_path / "third"))] == ["first", "second", "third"]
+
+
+def test_prompt_and_head_stay_those_of_the_first_run_and_runs_of_one_name_are_two(
+    first_run, topic_rows, tmp_path, monkeypatch
+):
+    """By rule the new labels would change the prompt, and the number of rows the head."""
+    rows = [write_jsonl(tmp_path / f"{n}.jsonl", each) for n, each in enumerate((sentiments(), topic_rows))]
+    configs = [
+        replace(first_run, template=None, train=path, validation=path, test=path, steps=2, out=str(tmp_path / place))
+        for path, place in zip((*rows, rows[1]), ("a/run", "b/run", "c/run"), strict=True)
+    ]
+    first = tune(configs[0]).record
+    assert first["describe"]["template"] == "Review: {text}\nSentiment:"
+    monkeypatch.setattr(classification, "LABEL_WORDS_BELOW_ROWS", 50)
+    keep_all = ContinueSettings(max_drop=1.0)
+    second = continue_tuning(tmp_path / "a/run", configs[1], settings=keep_all).record
+    assert second["describe"]["labels"] == ["business", "negative", "positive", "sports"]
+    for name in ("template", "head"):
+        assert second["describe"][name] == first["describe"][name]
+    third = continue_tuning(tmp_path / "b/run", configs[2], settings=keep_all).record
+    histories = [each["history"] for each in third["continual"]["tasks"]]
+    assert [len(history) for history in histories] == [3, 2]
+    assert [history[0] for history in histories] == [each["metrics_after"]["accuracy"] for each in (first, second)]
 
 
 def test_contradicting_rows_are_rejected_by_the_gate_and_replay_forgets_less(first_run, tmp_path):

@@ -11,7 +11,8 @@ Forgetting F = mean over older tasks i of max_t a_(i,t) - a_(i,T), a the task's 
 (Chaudhry et al. 2018, section 3.1, with the mean over all older tasks).
 
     out/ as `tuning.tune` writes it, continuation.json (from which run, how), final/ with averaged weights, and in
-    tune.json "continual": sentence, forgetting, is_accepted, tasks [{name, metric, before, after, forgotten, history}]
+    tune.json "continual": sentence, forgetting, is_accepted, tasks [{run, name, metric, before, after, forgotten,
+    history}]
 """
 
 from __future__ import annotations
@@ -119,13 +120,15 @@ class OldTask:
     """One run of the chain that leads here: its test rows, and what was measured on them after each run since.
 
     Attributes:
-        name: its run directory's name.
+        run: its run directory.
+        name: the last part of that.
         metric: the measure that counts.
         higher_is_better: of it.
         rows: its test rows.
         history: the measure after its own run and after each later one.
     """
 
+    run: str
     name: str
     metric: str
     higher_is_better: bool
@@ -135,14 +138,17 @@ class OldTask:
 
 def older_tasks(run: LoadedRun) -> list[OldTask]:
     """Every task that a run's model has learned, oldest first."""
-    measured = {each["name"]: each["history"] for each in run.record.get("continual", {}).get("tasks", [])}
+    # Not by name: two runs of a chain may lie in folders of one name.
+    older = run.record.get("continual", {}).get("tasks", [])
+    measured = {each.get("run", each["name"]): each["history"] for each in older}  # records before 2026-11-22: by name
     tasks, folder, splits, record = [], run.folder, run.splits, run.record
     while True:
         own = [record["metrics_after"][record["metric"]]]
-        history = measured.get(_name_of(folder), own)
+        history = measured.get(_path_of(folder)) or measured.get(folder.name, own)
         tasks.append(
             OldTask(
-                name=_name_of(folder),
+                run=_path_of(folder),
+                name=Path(_path_of(folder)).name,
                 metric=record["metric"],
                 higher_is_better=record["higher_is_better"],
                 rows=splits.test,
@@ -289,6 +295,7 @@ def _measure_older(
         said = "kept" if is_kept else f"dropped by {drop:.3g}, allowed {settings.max_drop:g}"
         tasks.append(
             {
+                "run": old.run,
                 "name": old.name,
                 "metric": old.metric,
                 "higher_is_better": old.higher_is_better,
@@ -330,5 +337,5 @@ def _drop(before: float, after: float, higher_is_better: bool) -> float:
     return before - after if higher_is_better else after - before
 
 
-def _name_of(folder: Path) -> str:
-    return folder.resolve().name
+def _path_of(folder: Path) -> str:
+    return str(folder.resolve())

@@ -140,12 +140,25 @@ def grow_model(
             raise CheckpointError(f"{parent.folder}: a new adapter needs our own backbone; leave has_new_adapter out")
         if has_lora(backbone):
             remove_lora(backbone.transformer, merges=True)
+    resolved = _as_asked_before(resolved, parent.task)
     torch.manual_seed(resolved.seed)
     task = make_task(resolved, rows, backbone)
     head = parent.model.head
     if tuple(task.labels) != tuple(parent.task.labels):
         head = _grown_head(parent, task)
     return TunedModel(backbone, head), task, resolved
+
+
+def _as_asked_before(config: TuneConfig, task: Task) -> TuneConfig:
+    """Keep the prompt and the kind of head that a classifier was tuned with: by rule, new rows could change both.
+
+    A label that is no sentiment would make "Review: ... Sentiment:" into "Text: ... Label:", and rows beyond 2,000
+    would give label words, which are no parameters, a trained matrix.
+    """
+    said = task.describe()
+    if config.task != "text-classification" or said["head"] == "own":
+        return config
+    return replace(config, head=said["head"], template=said["template"])
 
 
 def _first_model(config: TuneConfig, train_rows: list[dict[str, Any]]) -> tuple[TunedModel, Task, TuneConfig]:
