@@ -143,6 +143,33 @@ def test_embedding_equals_torch_with_repeated_ids(dtype, threads):
     assert_same(lambda w: kernels.embed(w, ids, dtype), lambda w: F.embedding(ids, w), [draw(6, 20)], dtype)
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8])
+def test_ids_of_any_whole_type_mean_the_same(kind):
+    ids, table = torch.tensor([[0, 3, 3, 5]]), draw(6, 20)
+    assert torch.equal(kernels.embed(table, ids.to(kind), torch.float32), kernels.embed(table, ids, torch.float32))
+    x, targets = draw(4, 20, seed=1), ids[0]
+    assert torch.equal(kernels.token_losses(x, table, targets.to(kind)), kernels.token_losses(x, table, targets))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_losses_without_gradients_hold_one_chunk_of_logits(mode, monkeypatch):
+    calls = []
+    run = kernels._run
+
+    def listen(name, dtype, *arguments):
+        calls.append(arguments)
+        run(name, dtype, *arguments)
+
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 16 * 30)
+    x, head, targets = draw(50, 24), torch.nn.Parameter(draw(30, 24, seed=1)), torch.arange(50) % 30
+    kept = kernels.token_losses(x, head, targets).detach()
+    monkeypatch.setattr(kernels, "_run", listen)
+    with mode():
+        losses = kernels.token_losses(x, head, targets)
+    assert torch.equal(losses, kept)
+    assert [arguments[-1] for arguments in calls] == [0] * 4  # no gradient of the logits is written
+
+
 @pytest.mark.parametrize("bad", [-1, 61, 1 << 40])
 def test_ids_outside_the_vocabulary_are_refused(bad):
     model = Transformer(QWEN3)

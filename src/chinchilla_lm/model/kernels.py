@@ -68,6 +68,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def add_norm(x: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(x + delta, RMSNorm of it): the stream after a branch and the input of the next branch, in one pass."""
     assert weight.dtype == torch.float32
+    assert x.dtype == delta.dtype, (x.dtype, delta.dtype)  # such as under torch.autocast, which casts branches
     return _AddNorm.apply(x, delta, weight, epsilon)
 
 
@@ -115,7 +116,7 @@ def token_losses(x_nd: Tensor, head_vd: Tensor, targets_n: Tensor) -> Tensor:
     Args:
         x_nd: hidden states in the compute type.
         head_vd: output projection in the compute type.
-        targets_n: int64; negative ones are ignored: loss 0.
+        targets_n: whole numbers; negative ones are ignored: loss 0.
 
     Raises:
         ModelError: a target is not in the vocabulary.
@@ -124,7 +125,8 @@ def token_losses(x_nd: Tensor, head_vd: Tensor, targets_n: Tensor) -> Tensor:
         raise ModelError(
             f"target {int(targets_n.max())} is outside the vocabulary of {len(head_vd)}; check the tokenizer"
         )
-    return _LinearCrossEntropy.apply(x_nd, head_vd, targets_n)
+    # A Function's forward pass cannot see that gradients are off, and would keep what an evaluation never reads.
+    return _LinearCrossEntropy.apply(x_nd, head_vd, targets_n.long(), torch.is_grad_enabled())
 
 
 def embed(table_vd: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -138,7 +140,7 @@ def embed(table_vd: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
     if least < 0 or largest >= len(table_vd):
         outside = least if least < 0 else largest
         raise ModelError(f"token id {outside} is outside the vocabulary of {len(table_vd)}; check the tokenizer")
-    return _Embedding.apply(table_vd, ids, dtype)
+    return _Embedding.apply(table_vd, ids.long(), dtype)  # the loops read eight bytes an id
 
 
 def _run(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
@@ -283,10 +285,10 @@ class _CausalAttention(torch.autograd.Function):
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, has_gradients: bool) -> Tensor:
         x, head, targets = x.contiguous(), head.contiguous(), targets.contiguous()
         n, v = x.shape[0], head.shape[0]
-        is_kept = n * v <= KEPT_ELEMENTS and any(ctx.needs_input_grad)
+        is_kept = n * v <= KEPT_ELEMENTS and has_gradients and any(ctx.needs_input_grad)
         losses, scratch = torch.empty(n), _scratch(v)
         d_logits = x.new_empty(n if is_kept else 0, v)
         for rows in _chunks(n, v):
@@ -305,7 +307,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scaled = (x * scale).to(x.dtype)  # scaling (n, d) here costs less than scaling (n, v)
         has_head = ctx.needs_input_grad[1]  # False under LoRA: a third of this function's products saved
         if ctx.is_kept:
-            return torch.mm(d_logits, head).mul_(scale), torch.mm(d_logits.t(), scaled) if has_head else None, None
+            d_head = torch.mm(d_logits.t(), scaled) if has_head else None
+            return torch.mm(d_logits, head).mul_(scale), d_head, None, None
         d_x, d_head, scratch = torch.empty_like(x), torch.zeros(head.shape), _scratch(head.shape[0])
         for rows in _chunks(x.shape[0], head.shape[0]):
             logits = torch.mm(x[rows], head.t())
@@ -313,7 +316,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.mm(logits, head, out=d_x[rows])
             if has_head:
                 d_head += torch.mm(logits.t(), scaled[rows])
-        return d_x.mul_(scale), d_head.to(head.dtype) if has_head else None, None
+        return d_x.mul_(scale), d_head.to(head.dtype) if has_head else None, None, None
 
 
 def _chunks(rows: int, width: int) -> list[slice]:
