@@ -68,6 +68,8 @@ def test_entities_are_those_of_the_words_last_tokens(tiny_folder, tmp_path):
     with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
         answer = live.post("/v1/classify", {"model": "tiny", "input": TEXTS}).json()
         assert live.post("/v1/classify", {"model": "tiny", "input": [1, 2]}).status_code == 400
+        empty = live.post("/v1/classify", {"model": "tiny", "input": ["", TEXTS[0]]}).json()["data"]
+        assert empty == [{"index": 0, "entities": []}, {"index": 1, "entities": answer["data"][0]["entities"]}]
         encodings = [live.served.tokenizer.encode(text) for text in TEXTS]
     assert any(row["entities"] for row in answer["data"])
     for row, text, encoding in zip(answer["data"], TEXTS, encodings, strict=True):
@@ -117,6 +119,20 @@ def test_a_folder_of_pairs_takes_pairs_alone(tiny_folder, tmp_path):
         assert row["probs"] == pytest.approx(logits_k.softmax(dim=-1).tolist(), abs=1e-4)
     assert [each.status_code for each in refused] == [400] * 5
     assert "must be a pair" in refused[0].json()["error"]["message"]
+
+
+def test_a_pair_of_nothing_is_refused_where_no_prompt_is_around_it(tiny_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    save_folder(tiny_folder, tmp_path / "m", "SequenceClassification", ["bad", "good"])
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "task.json").write_text(json.dumps({"describe": {"template": "{text}{text_pair}"}}))
+    with run_live(tmp_path / "m", ServerSettings(port=0)) as live:
+        for nothing in (["", ""], {"text": "", "text_pair": ""}, [["a", "b"], ["", ""]]):
+            answer = live.post("/v1/classify", {"model": "tiny", "input": nothing})
+            assert answer.status_code == 400
+            assert "two empty texts" in answer.json()["error"]["message"]
+        assert live.post("/v1/classify", {"model": "tiny", "input": ["", "the sea"]}).status_code == 200
 
 
 def test_single_texts_folders_refuse_pairs(tiny_folder, tmp_path):

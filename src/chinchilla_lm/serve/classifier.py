@@ -83,6 +83,8 @@ class Tagger:
     def entities(self, text: str) -> list[dict[str, Any]]:
         """Return {entity_group, word, start, end, score} of each entity, characters from `start` to before `end`."""
         encoding = self._tokenizer.encode_batch([text])[0]  # `encode` would let no other thread run
+        if not encoding.ids:  # an empty text
+            return []
         x_td = self.trunk.hidden(torch.tensor([encoding.ids]))[0].float()
         chances_tc = (x_td @ self._weight_cd.t() + self._bias_c).softmax(dim=-1)
         found: list[dict[str, Any]] = []

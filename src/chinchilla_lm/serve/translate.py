@@ -159,6 +159,8 @@ def read_pairs(given: Any, served: ServedModel, limits: Limits, where: str) -> l
         if least > most:
             raise _too_long(name, f"at least {least}", most, served)
         ids = served.tokenizer.encode_batch_fast([texts])[0].ids
+        if not ids:
+            raise bad_field(name, "is two empty texts, and this model has no prompt around them; write a text")
         found.append(_check_ids(tuple(ids), served, limits, name, reserve=0))
     return found
 
