@@ -21,6 +21,7 @@ from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.train.loop import StepRecord
 from chinchilla_lm.tune import learning, tuning
 from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.defaults import doubt_length
 from chinchilla_lm.tune.learning import learned_part
 from chinchilla_lm.tune.splits import draw_rows
 from chinchilla_lm.tune.tuning import tune
@@ -69,6 +70,19 @@ def test_a_finished_run_is_only_read(configure: Callable[..., TuneConfig], monke
     assert tune(configure(steps=1)).record == json.loads((result.folder / "tune.json").read_text())
 
 
+def test_a_finished_run_leaves_its_weights_once_and_the_best_for_a_continuation(
+    configure: Callable[..., TuneConfig],
+) -> None:
+    result = tune(configure(kind="llama"))
+    found = {path.relative_to(result.folder).parts[0] for path in result.folder.rglob("*.safetensors")}
+    assert found == {"best", "model"}
+    assert len(list((result.folder / "best").iterdir())) == 1
+    assert not list(result.folder.rglob(".*.tmp"))
+    (result.folder / "checkpoints" / "step-000000001").mkdir(parents=True)  # as a kill before their removal leaves them
+    tune(configure(kind="llama"))
+    assert not (result.folder / "checkpoints").exists()
+
+
 def test_twelve_epochs_and_twelve_point_nought_are_one_run(configure: Callable[..., TuneConfig]) -> None:
     whole, lr = configure(epochs=12, weight_decay=0), 1
     assert whole.fingerprint() == configure(epochs=12.0, weight_decay=0.0).fingerprint()
@@ -105,6 +119,7 @@ def test_killed_and_resumed_is_bit_identical(
     """With dropout and validations; of an untied model, whose output matrix never gets a gradient."""
     settings: dict[str, Any] = {"method": method, "optimizer": optimizer, "head": "fresh", "dropout": 0.2}
     settings |= {"kind": kind, "evaluate_every": 2, "patience": 9, "epochs": 2.0}
+    monkeypatch.setattr(tuning, "forget_states", lambda folder: None)  # they are compared below
     whole = tune(configure(out=str(tmp_path / "whole"), **settings))
     kills = iter([3, 7])
 
@@ -217,3 +232,17 @@ def test_a_tokenizer_of_the_model_is_not_changed(configure: Callable[..., TuneCo
     tune(configure(steps=1))
     assert (tiny_folder("qwen3") / "tokenizer.json").read_bytes() == before
     assert AutoTokenizer.from_pretrained(tiny_folder("qwen3"))("a")["input_ids"]
+
+
+def test_a_head_from_noise_with_few_updates_is_doubted(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
+    row = {"question": "who ?", "context": "the cat sat", "answers": [{"text": "cat", "start": 4}]}
+    files = dict.fromkeys(("train", "validation", "test"), str(write_jsonl(tmp_path / "asked.jsonl", [row] * 2)))
+    config = configure(task="question-answering", head="span", rows=2, steps=3, max_tokens=64, **files)
+    doubts = [said for said in tune(config).record["warnings"] if "updates" in said]
+    assert len(doubts) == 1
+    assert doubts[0].startswith("3 updates are few for a head that starts from noise")
+    assert doubts[0].endswith("(rows = 1)")
+    long = configure(steps=100)
+    assert doubt_length(long, "span", 100) == ()
+    assert doubt_length(long, "span", 20) == ()  # it stopped early, so it had learnt what it could
+    assert doubt_length(config, "label-words", 3) == ()

@@ -4,8 +4,8 @@
     learn    THE loop, validated on the task's metric, stopped early, the best weights restored (`tune.learning`)
     after    the tuned model on the same test rows, and the paired test of the difference
 
-    out/config.toml, sources.json, env.json, records.jsonl, checkpoints/, best/, predictions/{before,after}.jsonl,
-        model/, tune.json
+    out/config.toml, sources.json, env.json, records.jsonl, best/, predictions/{before,after}.jsonl, model/, tune.json;
+        checkpoints/ until the run is finished
 
 Killed at any instant, the same call continues; a finished run is only read. Selection never sees the test rows.
 """
@@ -23,9 +23,9 @@ from chinchilla_lm.core.files import read_json, sha256_file, write_json
 from chinchilla_lm.tune.backbone import Backbone, load_backbone
 from chinchilla_lm.tune.batches import TaskBatches
 from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.defaults import resolve, resolve_for_rows
+from chinchilla_lm.tune.defaults import doubt_length, resolve, resolve_for_rows
 from chinchilla_lm.tune.freezing import choose_parameters, make_optimizer
-from chinchilla_lm.tune.learning import Lesson, learn
+from chinchilla_lm.tune.learning import Lesson, forget_states, learn
 from chinchilla_lm.tune.saving import save_tuned
 from chinchilla_lm.tune.splits import Splits, read_splits
 from chinchilla_lm.tune.stages import (
@@ -78,6 +78,7 @@ def tune(config: TuneConfig, display: Display | None = None) -> TuneResult:
     folder = Path(config.out)
     claim_folder(folder, config)
     if (folder / "tune.json").is_file() and (folder / "model" / "config.json").is_file():
+        forget_states(folder)
         return TuneResult(folder=folder, record=read_json(folder / "tune.json"))
     torch.set_num_threads(config.threads)
     splits = read_splits(config)
@@ -95,8 +96,10 @@ def tune(config: TuneConfig, display: Display | None = None) -> TuneResult:
     after = predict_rows(run.task, model, splits.test, display)
     write_predictions(folder, "after", splits.test, after)
     save_tuned(model, run.task, folder / "model", run.config)
+    warnings = (*warnings, *doubt_length(lesson.config, str(run.task.describe().get("head")), state.step))
     record = make_record(lesson, run.task, splits, (before, after), (state, warnings), run.reasons)
     write_json(folder / "tune.json", record)
+    forget_states(folder)
     display.stage("done", f"{record['metric']} {record['metrics_after'][record['metric']]:.4g}")
     return TuneResult(folder=folder, record=record)
 
