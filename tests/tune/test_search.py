@@ -26,7 +26,14 @@ def config(configure: Callable[..., TuneConfig], tmp_path: Path, sentiment_rows:
     return configure(validation=other, test=other, lr=1e-4, epochs=2.0)  # lr far too low: the search should find more
 
 
-def test_the_best_of_all_trials_is_the_run(config: TuneConfig) -> None:
+def test_the_best_of_all_trials_is_the_run(config: TuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune, kept = module.tune, []
+
+    def listen(chosen: TuneConfig, *display: Any) -> Any:
+        kept.extend(path.parent.name for path in (Path(config.out) / "search").glob("trial-*/best"))
+        return tune(chosen, *display)
+
+    monkeypatch.setattr(module, "tune", listen)
     result = search(config, 3)
     found = result.record["search"]
     assert [trial["number"] for trial in found["trials"]] == [0, 1, 2]
@@ -37,8 +44,8 @@ def test_the_best_of_all_trials_is_the_run(config: TuneConfig) -> None:
     assert result.record["settings"]["lr"] == best["settings"]["lr"]
     assert read_json(result.folder / "tune.json")["search"]["best"] == found["best"]
     assert (result.folder / "model" / "config.json").is_file()
-    kept = [path.parent.name for path in (result.folder / "search").glob("trial-*/best")]
-    assert kept == [f"trial-{found['best']:03d}"]
+    assert kept == [f"trial-{found['best']:03d}"]  # while it is made the run
+    assert not list((result.folder / "search").rglob("*.safetensors"))  # and then the run has them
 
 
 def test_a_search_continues_and_asks_what_it_would_have_asked(config: TuneConfig, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from chinchilla_lm.tune.batches import TaskBatches
 from chinchilla_lm.tune.config import TuneConfig
 from chinchilla_lm.tune.defaults import resolve_for_rows
 from chinchilla_lm.tune.freezing import choose_parameters, make_optimizer
-from chinchilla_lm.tune.learning import Lesson, Progressed, learn, learned_part
+from chinchilla_lm.tune.learning import Lesson, Progressed, forget_states, learn, learned_part
 from chinchilla_lm.tune.loading import (
     CONTINUATION_FILE,
     ContinueSettings,
@@ -92,6 +92,7 @@ def continue_tuning(
     config = continued_config(old_config, config, settings)
     _claim(folder, run, config, settings)
     if (folder / "tune.json").is_file():
+        forget_states(folder)
         return TuneResult(folder=folder, record=read_json(folder / "tune.json"))
     torch.set_num_threads(config.threads)
     parent = load_tuned(run)
@@ -111,6 +112,7 @@ def continue_tuning(
     record = make_record(lesson, task, splits, (before, after), (state, warnings), {}) | {"continual": table}
     save_tuned(lesson.model, task, folder / ("model" if table["is_accepted"] else "model-rejected"), lesson.config)
     write_json(folder / "tune.json", record)
+    forget_states(folder)
     display.stage("done", str(table["sentence"]))
     return TuneResult(folder=folder, record=record)
 

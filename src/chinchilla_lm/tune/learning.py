@@ -1,7 +1,8 @@
 """The training of one task: THE loop, and around it validation on the task's metric, early stopping, exact resuming.
 
     folder/records.jsonl    step/1, and evaluation/1 with the validation's measures
-    folder/checkpoints/     newest states, for resuming; see `train.checkpoint`
+    folder/checkpoints/     newest states, for resuming; see `train.checkpoint`. Whoever writes the run's result then
+                            calls `forget_states`
     folder/best/            the weights of the best validation so far
 
 A checkpoint holds the parameters that learn, not those that are frozen: a LoRA's is small. Killed at any instant, the
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -137,6 +139,14 @@ def learn(lesson: Lesson, tell: Told | None = None) -> tuple[Progressed, tuple[s
         assert restored["step"] == state.best_step, (restored, state)
     lesson.model.eval()
     return state, warnings
+
+
+def forget_states(folder: Path) -> None:
+    """Remove the states for resuming of a finished run, which is only read: of a full tuning three times its weights.
+
+    What a continuation and a reader need stays: best/ (or final/) and model/.
+    """
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def learned_part(optimizer: torch.optim.Optimizer, model: nn.Module) -> nn.Module:

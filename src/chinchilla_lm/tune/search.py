@@ -1,7 +1,7 @@
 """Settings chosen on the validation rows: many short trainings, of which the best is measured on the test rows.
 
     out/search/trials.jsonl          search_trial/1, one a finished trial
-    out/search/trial-003/            its records; weights of the best trial only
+    out/search/trial-003/            its records; weights of the best trial only, until they are the run's
     out/                             the best trial as an ordinary run, with "search" in tune.json
 
 The test rows are read by the last step alone. Trials that lag at a quarter, a half or three quarters of their updates
@@ -262,6 +262,8 @@ def _finish(
             elif (trained / name).is_file():
                 shutil.copyfile(trained / name, out / name)
     result = tune(chosen, display)
+    for name in _STATE[1:]:
+        shutil.rmtree(trained / name, ignore_errors=True)  # the run has them, or what they led to
     chooser, dials, seconds = choice
     lines = read_records(out / "search" / "trials.jsonl", SCHEMA)
     found = {
