@@ -42,7 +42,7 @@ metric_list:
 def ours(tiny_model):
     model = load_model(tiny_model).eval()
     tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
-    return model, Scorer(model, tokenizer, start_id=0, weights="float32", slots=4)
+    return model, Scorer(model, tokenizer, start_id=0, stop_ids=(0,), weights="float32", slots=4)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def _requests(kind: str, arguments: list[tuple]):
 
 
 def test_log_likelihoods_are_those_of_its_own_model(ours, theirs):
-    model = make_harness_model(*ours, stop_id=0)
+    model = make_harness_model(*ours)
     pairs = [(f"question {one['question']} answer:", " " + choice) for one in QUESTIONS for choice in one["choices"]]
     pairs += [("", "the sea was calm"), ("the sea ", "was calm"), ("the sea " * 300, "was calm")]
     for (mine, is_mine), (its, is_its) in zip(
@@ -78,7 +78,7 @@ def test_log_likelihoods_are_those_of_its_own_model(ours, theirs):
 
 
 def test_what_fits_no_context_is_one_line_and_a_short_context_is_shared(ours):
-    model = make_harness_model(*ours, stop_id=0)
+    model = make_harness_model(*ours)
     with pytest.raises(DataError, match="tokens cannot be priced in a context of"):
         model.loglikelihood(_requests("loglikelihood", [("the sea", " was calm" * 300)]))
     capacity = ours[1].engine.capacity
@@ -88,7 +88,7 @@ def test_what_fits_no_context_is_one_line_and_a_short_context_is_shared(ours):
 
 
 def test_generated_text_is_that_of_its_own_model(ours, theirs):
-    model = make_harness_model(*ours, stop_id=0)
+    model = make_harness_model(*ours)
     wishes = [("the sea was", {"until": ["."], "max_gen_toks": 12}), ("a whale", {"until": " s", "max_gen_toks": 20})]
     assert model.generate_until(_requests("generate_until", wishes)) == theirs.generate_until(
         _requests("generate_until", wishes)
@@ -102,7 +102,7 @@ def test_a_task_gives_the_numbers_of_its_own_model(ours, theirs, tmp_path):
     path = tmp_path / "sea.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
     (tmp_path / "sea.yaml").write_text(TASK.format(path=path))
-    mine = run_harness(*ours, ["sea"], stop_id=0, task_folder=tmp_path)["sea"]
+    mine = run_harness(*ours, ["sea"], task_folder=tmp_path)["sea"]
     manager = TaskManager(include_path=str(tmp_path))
     its = lm_eval.simple_evaluate(model=theirs, tasks=["sea"], task_manager=manager, bootstrap_iters=0)
     for metric in ("acc,none", "acc_norm,none"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
 
-from chinchilla_lm.core.errors import ConfigError, DataError
+from chinchilla_lm.core.errors import ConfigError, DataError, ModelError
 from chinchilla_lm.evals.loading import load_for_evaluation
 from chinchilla_lm.evals.prompted import PromptRows, PromptSettings
 from chinchilla_lm.evals.scorer import Scorer
@@ -42,7 +44,7 @@ def greedy(loaded, prompt: str, most: int, stops: tuple[str, ...]) -> str:
     ids, written = loaded.tokenizer.encode(prompt).ids, []
     for _ in range(most):
         token = int(loaded.model(torch.tensor([ids + written]))[0, -1].argmax())
-        if token == loaded.stop_id:
+        if token in loaded.stop_ids:
             break
         written.append(token)
         text = loaded.tokenizer.decode(written)
@@ -72,10 +74,10 @@ def test_the_models_own_end_of_text_ends_an_answer(loaded):
     for _ in range(8):
         written.append(int(loaded.model(torch.tensor([prompt + written]))[0, -1].argmax()))
     last = next(token for token in written[1:] if token != written[0])
-    scorer = Scorer(loaded.model, loaded.tokenizer, start_id=0, stop_id=last, weights="float32")
+    scorer = Scorer(loaded.model, loaded.tokenizer, start_id=0, stop_ids=(last,), weights="float32")
     (texts,) = answer_by_writing(scorer, free, PromptRows(tests=[row])).draws[0].texts
     assert texts == (loaded.tokenizer.decode(written[: written.index(last)]),)
-    assert loaded.scorer("float32").stop_ids == (loaded.stop_id,)
+    assert loaded.scorer("float32").stop_ids == loaded.stop_ids
 
 
 def test_a_long_answer_leaves_the_prompt_its_half_of_the_context(loaded, scorer):
@@ -142,3 +144,17 @@ def test_requests_that_cannot_be_met_are_one_line(scorer):
         Writing(samples=0)
     with pytest.raises(DataError, match="needs the field 'question'"):
         answer_by_writing(scorer, CLOSED, PromptRows(tests=[{"answers": []}]))
+
+
+def test_every_end_that_the_folder_names_ends_an_answer(tiny_model, tmp_path):
+    folder = tmp_path / "chat"
+    shutil.copytree(tiny_model, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 7, 9]}')
+    assert load_for_evaluation(folder).scorer("float32").stop_ids == (0, 7, 9)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 70000}')
+    with pytest.raises(ModelError, match="must be token ids below"):
+        load_for_evaluation(folder)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [11]}))
+    assert load_for_evaluation(folder).stop_ids == (0, 11)

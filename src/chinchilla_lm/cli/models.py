@@ -58,7 +58,7 @@ def generate(
     loaded = load_for_evaluation(model)
     transformer, tokenizer = loaded.model, loaded.tokenizer
     guesser = None if draft is None else load_draft(model, draft, transformer, tokenizer, slots=1, weights="float32")
-    stop_ids = None if loaded.stop_id is None else (loaded.stop_id,)
+    stop_ids = loaded.stop_ids or None
     pieces = stream(
         transformer, tokenizer, prompt, max_tokens=max_tokens, sampling=chosen, stop_ids=stop_ids, draft=guesser
     )

@@ -80,10 +80,7 @@ def evaluate_suites(model: Path, options: SuiteOptions, *, is_json: bool) -> Non
     if options.harness:
         from chinchilla_lm.evals.harness import run_harness
 
-        record["harness"] = run_harness(
-            loaded.model, scorer, options.harness,
-            stop_id=loaded.stop_id, shots=options.shots, limit=options.limit,
-        )  # fmt: skip
+        record["harness"] = run_harness(loaded.model, scorer, options.harness, shots=options.shots, limit=options.limit)
     if options.out is not None:
         write_json(options.out, record)
     if is_json:

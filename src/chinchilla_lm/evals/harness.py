@@ -19,13 +19,12 @@ DEFAULT_NEW_TOKENS = 256
 """Where a task names no max_gen_toks: the harness's own default."""
 
 
-def make_harness_model(model: Transformer, scorer: Scorer, *, stop_id: int | None) -> Any:
+def make_harness_model(model: Transformer, scorer: Scorer) -> Any:
     """Wrap a model as `lm_eval.api.model.LM`, for `lm_eval.simple_evaluate(model=...)`.
 
     Args:
         model: the model that `scorer` holds; rolling log-likelihoods are computed with it.
         scorer: prices continuations and generates; float32 weights agree with the harness's own model to rounding.
-        stop_id: the end-of-text token; None: none.
 
     Raises:
         ConfigError: lm-eval is not installed.
@@ -36,7 +35,7 @@ def make_harness_model(model: Transformer, scorer: Scorer, *, stop_id: int | Non
         raise ConfigError(
             f"tasks of lm-eval need it ({error.name} is absent); pip install 'chinchilla-lm[eval]'"
         ) from None
-    return HarnessModel(model, scorer, stop_id)
+    return HarnessModel(model, scorer)
 
 
 def run_harness(
@@ -44,7 +43,6 @@ def run_harness(
     scorer: Scorer,
     tasks: Sequence[str],
     *,
-    stop_id: int | None = None,
     shots: int | None = None,
     limit: int | None = None,
     task_folder: Path | None = None,
@@ -55,7 +53,6 @@ def run_harness(
         model: as `make_harness_model`.
         scorer: as `make_harness_model`.
         tasks: names that the harness knows, or of YAML files in `task_folder`.
-        stop_id: as `make_harness_model`.
         shots: demonstrations; None takes each task's own number.
         limit: items of each task; None takes all.
         task_folder: further task files.
@@ -67,7 +64,7 @@ def run_harness(
         ConfigError: lm-eval is not installed, or does not know a task.
         DataError: a task's data cannot be had, such as from a hub that is out of reach.
     """
-    harness_model = make_harness_model(model, scorer, stop_id=stop_id)
+    harness_model = make_harness_model(model, scorer)
     import lm_eval  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 

@@ -24,14 +24,14 @@ from chinchilla_lm.model.transformer import Transformer
 class HarnessModel(TemplateLM):
     """See `harness.make_harness_model`."""
 
-    def __init__(self, model: Transformer, scorer: Scorer, stop_id: int | None) -> None:
+    def __init__(self, model: Transformer, scorer: Scorer) -> None:
         super().__init__()
-        self._model, self._scorer, self._stop_id = model, scorer, stop_id
+        self._model, self._scorer = model, scorer
 
     @property
     def eot_token_id(self) -> int:
         """The end-of-text token."""
-        return self._scorer.start_id if self._stop_id is None else self._stop_id
+        return self._scorer.stop_ids[0] if self._scorer.stop_ids else self._scorer.start_id
 
     @property
     def prefix_token_id(self) -> int:
@@ -83,7 +83,7 @@ class HarnessModel(TemplateLM):
             max_tokens=most,
             sampling=Sampling(temperature=float(settings["temperature"]) if is_drawn else 0.0),
             stop=tuple(stop for stop in _strings(until) if stop),
-            stop_ids=(self.eot_token_id,),
+            stop_ids=self._scorer.stop_ids or (self.eot_token_id,),
         )
         return join_events(complete(engine, self._scorer.tokenizer, request))[0].text
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ModelError
+from chinchilla_lm.core.files import read_json
 from chinchilla_lm.data.tokenizer import load_tokenizer
 from chinchilla_lm.evals.scorer import Scorer
 from chinchilla_lm.model.huggingface import load_model
-from chinchilla_lm.model.model_config import SpecialIds, read_special_ids
+from chinchilla_lm.model.model_config import SpecialIds, find_end_ids, read_special_ids
 from chinchilla_lm.model.transformer import Transformer
 
 
@@ -24,17 +25,14 @@ class Loaded:
         model: float32, in evaluation mode.
         tokenizer: its own.
         special: beginning and end of text, where the tokenizer names them.
+        stop_ids: the tokens that end a text, the tokenizer's first; empty: the files name none.
     """
 
     folder: Path
     model: Transformer
     tokenizer: Tokenizer
     special: SpecialIds
-
-    @property
-    def stop_id(self) -> int | None:
-        """The end-of-text token; None: none."""
-        return self.special.eos
+    stop_ids: tuple[int, ...]
 
     @property
     def start_id(self) -> int:
@@ -53,7 +51,9 @@ class Loaded:
 
     def scorer(self, weights: str = "auto") -> Scorer:
         """Return a scorer with weights "auto", "float32", "bfloat16" or "int8"; errors as `start_id`."""
-        return Scorer(self.model, self.tokenizer, start_id=self.start_id, stop_id=self.stop_id, weights=weights)
+        return Scorer(
+            self.model, self.tokenizer, start_id=self.start_id, stop_ids=self.stop_ids or None, weights=weights
+        )
 
 
 def load_for_evaluation(place: Path) -> Loaded:
@@ -69,4 +69,11 @@ def load_for_evaluation(place: Path) -> Loaded:
     folder = place / "model" if (place / "model" / "config.json").is_file() else place
     model = load_model(folder).eval()
     special = read_special_ids(folder, model.shape.vocab)
-    return Loaded(folder=folder, model=model, tokenizer=load_tokenizer(folder), special=special)
+    generation = folder / "generation_config.json"
+    stop_ids = find_end_ids(
+        read_json(generation) if generation.is_file() else {},
+        read_json(folder / "config.json"),
+        eos=special.eos,
+        vocab=model.shape.vocab,
+    )
+    return Loaded(folder=folder, model=model, tokenizer=load_tokenizer(folder), special=special, stop_ids=stop_ids)

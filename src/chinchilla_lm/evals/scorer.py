@@ -93,7 +93,7 @@ class Scorer:
         tokenizer: Tokenizer,
         *,
         start_id: int,
-        stop_id: int | None = None,
+        stop_ids: Sequence[int] | None = None,
         weights: str = "auto",
         slots: int = SLOTS,
     ) -> None:
@@ -103,14 +103,14 @@ class Scorer:
             model: of any layout, or an engine over it.
             tokenizer: the model's own; its special tokens are not added, as in `data.encode`.
             start_id: the token that an empty text stands for: the beginning-of-text token, else the end-of-text token.
-            stop_id: the model's own token for the end of a text, for those who let it write; None: the tokenizer's.
+            stop_ids: tokens that end a text, for those who let the model write; None: the tokenizer's end-of-text token.
             weights: the engine's: "auto", "float32", "bfloat16", "int8".
             slots: texts in one pass, >= 1.
         """
         self.engine = model if isinstance(model, Engine) else Engine(model, slots=slots, weights=weights)  # type: ignore[arg-type]
         self.tokenizer = tokenizer
         self.start_id = start_id
-        self.stop_ids = None if stop_id is None else (stop_id,)
+        self.stop_ids = None if stop_ids is None else tuple(stop_ids)
         self._beginnings: dict[Ids, _Beginning] = {}  # of the texts that were read last
 
     def score(self, pairs: Sequence[tuple[str, str]], progress: Callable[[int], None] | None = None) -> list[Score]:

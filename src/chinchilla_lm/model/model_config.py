@@ -170,6 +170,36 @@ def read_special_ids(folder: Path, vocab: int) -> SpecialIds:
     return SpecialIds(bos=id_of("bos_token"), eos=id_of("eos_token"), pad=id_of("pad_token"))
 
 
+def find_end_ids(
+    generation: Mapping[str, Any], config: Mapping[str, Any], *, eos: int | None, vocab: int
+) -> tuple[int, ...]:
+    """The tokens that end a text, each once: the tokenizer's, then those that the model's files name.
+
+    A chat model ends its answers with other tokens than its documents (Llama 3 names three). As in transformers,
+    config.json counts only where generation_config.json names none.
+
+    Args:
+        generation: generation_config.json; empty: absent.
+        config: config.json.
+        eos: the tokenizer's own; None: none.
+        vocab: rows of the model's embedding.
+
+    Raises:
+        ModelError: an end that the model has no row for.
+    """
+    ends = [] if eos is None else [eos]
+    for name, table in (("generation_config.json", generation), ("config.json", config)):
+        named = table.get("eos_token_id")
+        if named is None:
+            continue
+        listed = named if isinstance(named, list) else [named]
+        if not all(type(one) is int and 0 <= one < vocab for one in listed):
+            raise ModelError(f"{name}: eos_token_id {str(named)[:60]} must be token ids below {vocab}; correct it")
+        ends += [one for one in listed if one not in ends]
+        break
+    return tuple(ends)
+
+
 def _read_own(path: Path, config: Mapping[str, Any]) -> ModelShape:
     if config.get("schema") != OWN_SCHEMA:
         raise ModelError(

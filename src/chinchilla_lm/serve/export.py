@@ -19,7 +19,7 @@ from chinchilla_lm.data.tokenizer import load_tokenizer
 from chinchilla_lm.model.gguf import GgufText, refuse_own_layout, write_gguf
 from chinchilla_lm.model.gguf_tokenizer import describe_tokenizer
 from chinchilla_lm.model.huggingface import load_model, save_model
-from chinchilla_lm.model.model_config import SpecialIds, read_special_ids
+from chinchilla_lm.model.model_config import SpecialIds, find_end_ids, read_special_ids
 from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.serve.chat_template import find_chat_template
 from chinchilla_lm.serve.classifier import is_classifier
@@ -154,7 +154,9 @@ def read_source(place: Path) -> Source:
         tables=tables,
         model=model,
         special=special,
-        end_ids=_end_ids(tables, special, model.shape.vocab),
+        end_ids=find_end_ids(
+            tables["generation_config.json"], tables["config.json"], eos=special.eos, vocab=model.shape.vocab
+        ),
         chat_template=None if template is None else template.source,
     )
 
@@ -251,17 +253,6 @@ def _tokenizer_config(source: Source) -> dict[str, Any]:
     if source.chat_template is not None:
         config["chat_template"] = source.chat_template  # where transformers before 4.53 and other tools look
     return config
-
-
-def _end_ids(tables: Mapping[str, Mapping[str, Any]], special: SpecialIds, vocab: int) -> tuple[int, ...]:
-    ends = [] if special.eos is None else [special.eos]
-    for name in ("generation_config.json", "config.json"):
-        named = tables[name].get("eos_token_id")
-        listed = [] if named is None else named if isinstance(named, list) else [named]
-        if not all(type(one) is int and 0 <= one < vocab for one in listed):
-            raise ModelError(f"{name}: eos_token_id {str(named)[:60]} must be token ids below {vocab}; correct it")
-        ends += [one for one in listed if one not in ends]
-    return tuple(ends)
 
 
 def _json(value: Mapping[str, Any]) -> str:

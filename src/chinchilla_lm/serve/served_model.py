@@ -22,6 +22,7 @@ from chinchilla_lm.generate.batching import Scheduler
 from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.generate.text import end_of_text_ids
 from chinchilla_lm.model.huggingface import load_model
+from chinchilla_lm.model.model_config import find_end_ids
 from chinchilla_lm.model.transformer import Transformer
 from chinchilla_lm.serve.chat_template import ChatTemplate, TemplateFailed, find_chat_template
 from chinchilla_lm.serve.classifier import ClassifierKind, is_classifier, load_classifier
@@ -190,21 +191,12 @@ def _find_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTem
 
 
 def _stop_ids(tokenizer: Tokenizer, tables: Mapping[str, Mapping[str, Any]], vocab: int) -> tuple[int, ...]:
-    """Return the tokens that end a text: generation_config.json's, else config.json's, with the tokenizer's own."""
-    ids: set[int] = set(end_of_text_ids(tokenizer))
-    for name in ("generation_config.json", "config.json"):
-        named = tables[name].get("eos_token_id")
-        if named is None:
-            continue
-        listed = named if isinstance(named, list) else [named]
-        if not all(type(one) is int and 0 <= one < vocab for one in listed):
-            raise ModelError(f"{name}: eos_token_id {str(named)[:60]} must be token ids below {vocab}; correct it")
-        ids.update(listed)
-        break
+    """Return the tokens that end a text: those that the files name, and the end-of-text token."""
     word = tables["tokenizer_config.json"].get("eos_token")
     word = word.get("content") if isinstance(word, dict) else word
-    token = tokenizer.token_to_id(word) if isinstance(word, str) else None
-    return tuple(sorted(ids | ({token} if token is not None else set())))
+    eos = tokenizer.token_to_id(word) if isinstance(word, str) else None
+    ends = find_end_ids(tables["generation_config.json"], tables["config.json"], eos=eos, vocab=vocab)
+    return tuple(dict.fromkeys((*ends, *end_of_text_ids(tokenizer))))
 
 
 def _checked_name(name: str) -> str:
