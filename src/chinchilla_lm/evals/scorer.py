@@ -103,7 +103,7 @@ class Scorer:
             model: of any layout, or an engine over it.
             tokenizer: the model's own; its special tokens are not added, as in `data.encode`.
             start_id: the token that an empty text stands for: the beginning-of-text token, else the end-of-text token.
-            stop_ids: tokens that end a text, for those who let the model write; None: the tokenizer's end-of-text token.
+            stop_ids: tokens that end a text, for those who let the model write; None: the tokenizer's own.
             weights: the engine's: "auto", "float32", "bfloat16", "int8".
             slots: texts in one pass, >= 1.
         """
