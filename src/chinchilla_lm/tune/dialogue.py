@@ -87,7 +87,9 @@ class DialogueTask:
             rows_split += len(windows) > 1
             if not windows:
                 refused.append(index)
-            items += [Item(row=index, ids=one.inputs, targets={"targets": one.targets}) for one in windows]
+            for one in windows:
+                targets = {"targets": one.targets, "turns": np.asarray(one.turns)}
+                items.append(Item(row=index, ids=one.inputs, targets=targets))
         if is_training:
             self.turn_counts = {"turns_lost": turns_lost, "rows_refused": len(refused), "rows_split": rows_split}
             reason = f"no assistant turn fits max_tokens = {self.max_tokens} with the message before it; raise it"
@@ -118,9 +120,10 @@ class DialogueTask:
         turns = [chosen_turn(row) for row in rows]
         written = [index for index in choose_rows(len(rows), most_written) if turns[index] is not None]
         limit = self.max_tokens - min(self.writing.max_tokens, self.max_tokens - 1)
+        items = self.encode(rows, is_training=False)
         request = AnswerRequest(
-            given=["".join(_replies(row)) for row in rows],
-            items=self.encode(rows, is_training=False),
+            given=_priced_replies(rows, items),
+            items=items,
             losses_of=lambda batch: item_losses(model.backbone, batch),
             prompts={n: reply_prompt(self.tokenizer, _messages(rows[n])[: turns[n]], limit) for n in written},
             stops=(),
@@ -164,6 +167,17 @@ def _messages(row: Row) -> list[dict[str, Any]]:
     if not messages:
         raise DataError("a dialogue's row lacks 'messages', a list of {role, content}; name its column in columns")
     return messages
+
+
+def _priced_replies(rows: Sequence[Row], items: Sequence[Item]) -> list[str]:
+    """The assistant turns of each row that some item prices; one that does not fit max_tokens has no loss."""
+    turns_n: list[set[int]] = [set() for _ in rows]
+    for item in items:
+        turns_n[item.row] |= {*item.targets["turns"].tolist()}
+    return [
+        "".join(str(_messages(row)[turn]["content"]) for turn in sorted(turns))
+        for row, turns in zip(rows, turns_n, strict=True)
+    ]
 
 
 def _replies(row: Row) -> list[str]:

@@ -144,8 +144,8 @@ def predict_answers(
     """Price the given answers of all rows, and let the model write its own to those with a prompt.
 
     Returns:
-        For each row "text" (None where none was written), and of the given answer "loss" (nats, summed), "tokens",
-        "bytes".
+        For each row "text" (None where none was written), and of the given answer, as far as it fits max_tokens,
+        "loss" (nats, summed), "tokens", "bytes".
     """
     rows, asked = len(request.given), list(request.prompts)
     report = _counting(progress, rows + len(asked))
@@ -153,14 +153,27 @@ def predict_answers(
     prompts, write = [request.prompts[index] for index in asked], make_writer(backbone, writing)
     texts = write_answers(backbone.tokenizer, prompts, request.stops, write, report)
     written = {index: request.read(index, text) for index, text in zip(asked, texts, strict=True)}
+    bytes_n = priced_bytes(backbone.tokenizer, request)
     return [
         {
             "text": written.get(index),
             "loss": float(losses_n[index]),
             "tokens": int(tokens_n[index]),
-            "bytes": len(given.encode()),
+            "bytes": bytes_n[index],
         }
-        for index, given in enumerate(request.given)
+        for index in range(rows)
+    ]
+
+
+def priced_bytes(tokenizer: PreTrainedTokenizerFast, request: AnswerRequest) -> list[int]:
+    """UTF-8 bytes of what was priced of each given answer: of one that max_tokens cut, the part that is left."""
+    end, ids_n = end_token_id(tokenizer), [[] for _ in request.given]
+    for item in request.items:
+        targets = item.targets["targets"]
+        ids_n[item.row] += targets[targets >= 0].tolist()
+    return [
+        len((given if ids and ids[-1] == end else str(tokenizer.decode(ids, skip_special_tokens=True))).encode())
+        for given, ids in zip(request.given, ids_n, strict=True)
     ]
 
 
