@@ -179,6 +179,30 @@ def test_the_best_checkpoint_is_really_restored(
     assert record["stopped_at"] == 10
 
 
+def test_a_run_killed_between_a_better_validation_and_its_checkpoint_still_ends(
+    configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone on with other threads it may find that validation no better, and what was best before is gone."""
+    real_learn, values = learning.learn, iter([0.5, 0.9])
+
+    def learn(lesson: learning.Lesson, tell: Any = None) -> Any:
+        def validate() -> Measures:
+            return Measures(values={"accuracy": next(values)}, primary="accuracy")
+
+        def killing(record: StepRecord, value: float | None) -> None:
+            if value == 0.9:
+                raise Killed
+
+        return real_learn(replace(lesson, validate=validate, validates_start=False), killing)
+
+    monkeypatch.setattr(tuning, "learn", learn)
+    config = configure(evaluate_every=2, steps=6, patience=9)
+    with pytest.raises(Killed):
+        tune(config)
+    values = iter([0.4, 0.3])
+    assert tune(config).record["best"] == {"step": 4, "value": 0.9}
+
+
 def test_among_equals_the_likelier_is_kept_but_never_for_the_untouched_model(
     configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -134,9 +134,7 @@ def learn(lesson: Lesson, tell: Told | None = None) -> tuple[Progressed, tuple[s
     if not state.is_finished:
         _train(lesson, learned, state, records, (clock, tell))
     if state.best_step is not None:
-        best = lesson.folder / "best" / f"step-{state.best_step:09d}"
-        restored = load_checkpoint(best, learned, None)
-        assert restored["step"] == state.best_step, (restored, state)
+        _restore_best(lesson.folder / "best", learned, state)
     lesson.model.eval()
     return state, warnings
 
@@ -272,6 +270,19 @@ def _check(lesson: Lesson, learned: nn.Module, state: Progressed, records: JobRe
     measured = {"metrics": measures.as_record()["values"], "value": measures.value, "is_best": is_chosen}
     records.add_evaluation(state.step, state.tokens, measured)
     return measures.value
+
+
+def _restore_best(folder: Path, learned: nn.Module, state: Progressed) -> None:
+    """Give the model the best validation's weights.
+
+    A better validation replaces what is in best/ at once, a checkpoint follows up to a minute later. Killed between the
+    two, and gone on with other threads or micro-batches, the run may find that validation no better; the weights that
+    the last checkpoint calls the best are gone then, and those that beat them are taken.
+    """
+    found = list_checkpoints(folder)
+    wanted = folder / f"step-{state.best_step:09d}"
+    restored = load_checkpoint(wanted if wanted in found or not found else found[-1], learned, None)
+    state.best_step, state.best_value = restored["step"], restored["value"]
 
 
 def _save(lesson: Lesson, learned: nn.Module, state: Progressed) -> None:
