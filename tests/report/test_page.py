@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,11 +17,13 @@ from typing import Any
 import pytest
 from tests.report.page_reader import HOSTILE, Page
 
+from chinchilla_lm.core.config import dump_toml
 from chinchilla_lm.core.errors import ChinchillaError
 from chinchilla_lm.core.files import read_json, write_json, write_text
 from chinchilla_lm.core.records import append_record
-from chinchilla_lm.report.page import write_report
+from chinchilla_lm.report.page import REQUEST_DEFAULTS, write_report
 from chinchilla_lm.report.rundir import read_run
+from chinchilla_lm.study.request import StudyConfig
 
 
 def report(folder: Path) -> Page:
@@ -303,6 +306,34 @@ def test_long_lists_of_texts_stay_one_sentence(make_run: Any) -> None:
     assert "the best model that $50 can buy on a b.txt, books and 3 more." in words
     assert "chinchilla run --corpus '/data/a b.txt' --corpus /data/books/ --corpus c.txt" in words
     assert "--budget '$50' --out shakespeare-5m" in words
+
+
+def test_the_command_repeats_the_whole_request(make_run: Any) -> None:
+    folder = make_run(curve_points=3)
+    request = StudyConfig(
+        corpus=("a.txt",), budget="10m", seed=11, suite=("blimp", "own-words"), suite_data="/my data", dtype="float32"
+    )
+    write_text(folder / "config.toml", dump_toml(request, {}))
+    words = report(folder).text
+    assert (
+        "chinchilla run --corpus a.txt --budget 10m --seed 11 --dtype float32 --suite blimp --suite own-words "
+        "--suite-data '/my data' --out shakespeare-5m"
+    ) in words
+    defaults = {field.name: field.default for field in dataclasses.fields(StudyConfig)}
+    named = {name: tuple(value) if isinstance(value, list) else value for name, value in REQUEST_DEFAULTS.items()}
+    assert named == {name: value for name, value in defaults.items() if name in named}
+    assert set(defaults) - set(named) == {"corpus", "budget"}
+
+
+@pytest.mark.parametrize("value", [1e308, 1e99, -1e308, 10**400, "x", [3], {}, None])
+def test_a_record_that_cannot_be_drawn_leaves_a_page(make_run: Any, value: Any) -> None:
+    folder = make_run(curve_points=3)
+    for name, where in (("law.json", "E"), ("forecast.json", "high"), ("eval.json", "loss"), ("law.json", "line")):
+        record = read_json(folder / name)
+        write_json(folder / name, {**record, where: value})
+    trial = {"schema": "trial/1", "params_matmul": 1e4, "tokens": 1e6, "flops": 1e11, "loss": 3.0, "curve": [value]}
+    (folder / "sweep" / "records.jsonl").write_text(json.dumps(trial) + "\n")
+    assert report(folder).text
 
 
 def test_back_tests_of_single_runs_are_in_the_table_and_not_in_the_figure(make_run: Any) -> None:

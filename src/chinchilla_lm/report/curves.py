@@ -5,7 +5,8 @@ Each function takes the run and answers with a chart, or None where the records 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from chinchilla_lm.core.units import format_count, format_flops, format_seconds
 from chinchilla_lm.report.chart import Band, Chart, Layer, Line, Marks, Point, Span, axis_over, bin_means, ramp_colour
@@ -107,8 +108,10 @@ def _evaluation_point(record: Record) -> Point:
     return Point(x=float(record["tokens"]), y=float(record["loss"]), text=text, low=low, high=high)
 
 
-def _pairs(curve: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
-    pairs = [(each[0], each[1]) for each in curve if len(each) >= 2 and is_number(each[0]) and is_number(each[1])]
+def _pairs(curve: Any) -> list[tuple[float, float]]:
+    curve = curve if isinstance(curve, list | tuple) else ()
+    entries = [each for each in curve if isinstance(each, list | tuple) and len(each) >= 2]
+    pairs = [(each[0], each[1]) for each in entries if is_number(each[0]) and is_number(each[1])]
     return sorted((float(x), float(y)) for x, y in pairs)
 
 

@@ -51,6 +51,18 @@ _LAW_ROWS = (
     ("a", "the best size grows as compute to this power"),
     ("b", "the best amount of text grows as compute to this power"),
 )
+REQUEST_DEFAULTS: dict[str, Any] = {  # of `chinchilla run`: a request as these words say it need not name them
+    "seed": 0,
+    "vocab": 0,
+    "context": 0,
+    "threads": 0,
+    "dtype": "auto",
+    "sweep_share": 0.25,
+    "least_rung_flops": 3e11,
+    "suite": [],
+    "suite_data": "",
+    "suite_items": 500,
+}
 CONVENTIONS = {  # what N counts, in words
     "matmul": "every weight in a matrix product for a token: blocks and output head, without the input embedding",
     "total": "all weights, embeddings included",
@@ -126,7 +138,8 @@ def _tiles(run: Run) -> list[tuple[str, Markup, str]]:
         error = f"± {Z90 * outcome['loss_se']:.4f} by the sample" if is_number(outcome.get("loss_se")) else ""
         tiles.append(("Loss reached", written["loss"](outcome["loss"]), error))
         tiles.append(("Bits per byte", written["loss"](outcome.get("bits_per_byte")), "for any tokenizer"))
-        tiles.append(("Perplexity", written["digits"](math.exp(outcome["loss"])), "exp(loss), per token"))
+        perplexity = math.exp(outcome["loss"]) if outcome["loss"] < 700 else None  # e^710 is no float
+        tiles.append(("Perplexity", written["digits"](perplexity), "exp(loss), per token"))
     if run.forecast is not None:
         total = forecast.get("params_total")
         remark = f"{format_count(total)} in all" if is_number(total) else ""
@@ -180,8 +193,13 @@ def _command(run: Run) -> str:
     budget, corpus = words.budget_of(run), words.corpus_of(run)
     if budget is None or not corpus:
         return ""
-    options = [part for text in corpus for part in ("--corpus", shlex.quote(text))]
-    return " ".join(["chinchilla run", *options, "--budget", shlex.quote(budget.text), "--out", shlex.quote(run.name)])
+    pairs = [("corpus", text) for text in corpus] + [("budget", budget.text)]
+    for name, default in REQUEST_DEFAULTS.items():
+        value = run.config.get(name, default)
+        if value != default:
+            pairs += [(name, plain) for plain in (value if isinstance(value, list) else [value])]
+    options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in (*pairs, ("out", run.name))]
+    return " ".join(["chinchilla run", *options])
 
 
 def _hashes(run: Run) -> list[tuple[str, str]]:

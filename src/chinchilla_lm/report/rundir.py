@@ -7,7 +7,6 @@ It writes nothing and measures nothing.
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,8 @@ _NEEDED = {
     "evaluation": ("tokens", "loss"),
     "stage": ("seconds",),
 }
+
+_LARGEST_NUMBER = 1e100  # no size, loss or compute comes near it, and margins and products of such numbers stay finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +119,9 @@ def read_run(run_dir: Path | str) -> Run:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a record's value is a finite number (a boolean is not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a record's value is a number that can be drawn: finite, no boolean, and with room around it."""
+    # False for nan too, and for whole numbers of hundreds of digits.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
 
 
 def kind_of(record: Record) -> str:

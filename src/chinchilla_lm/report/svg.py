@@ -207,7 +207,10 @@ def _end_labels(frame: _Frame) -> Iterable[str]:
             and (visible := [p for p in layer.points if frame.is_inside(*p)])
         ):
             x, y = visible[-1]
-            wanted.append((frame.y(y), frame.x(x), layer))
+            rest = layer.points[layer.points.index((x, y)) + 1 :]
+            # A curve that leaves at the right is drawn on to the frame, and its name must not lie on it.
+            leaves = bool(rest) and frame.chart.x.fraction(rest[0][0]) > 1
+            wanted.append((frame.y(y), frame.right if leaves else frame.x(x), layer))
     previous = -math.inf
     for y, x, layer in sorted(wanted, key=lambda each: each[0]):
         previous = max(y, previous + 13.0)
