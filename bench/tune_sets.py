@@ -163,7 +163,9 @@ LINES = (
         task="text-classification",
         folder="topic-csl-zh",
         rows=(1000, 200, 800),
-        settings={"epochs": 1.5, "language": "zh"},
+        # Chosen on 400 dev rows (TF-IDF there: 63.8): 64.5. This tokenizer knows no Chinese word, so the last token and
+        # label words, spelled in bytes, say little; 57.6 on the test rows with both and 1.5 epochs.
+        settings={"epochs": 3.0, "language": "zh", "head": "fresh", "pooling": "mean"},
         has_baseline=True,
     ),
     CLINC,
@@ -186,8 +188,10 @@ LINES = (
         has_baseline=True,
     ),
     SQUAD,
-    _also(SQUAD, "span", head="span", epochs=1.5, lr=1e-3),  # a head from scratch, as NER's
-    _also(SQUAD, "span-bidirectional", head="span", epochs=1.5, lr=1e-3, mask="bidirectional"),
+    # A head from scratch, as NER's, needs updates: F1 on 150 validation rows 47 after two epochs of eight rows an
+    # update, 56 of four; 57 updates in all (1.5 epochs of eight) gave 17 on the test rows.
+    _also(SQUAD, "span", head="span", epochs=2.0, rows=4, lr=1e-3),
+    _also(SQUAD, "span-bidirectional", head="span", epochs=2.0, rows=4, lr=1e-3, mask="bidirectional"),
     Line(
         name="commonsenseqa",
         task="multiple-choice",

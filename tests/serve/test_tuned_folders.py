@@ -151,6 +151,7 @@ def test_answers_are_those_of_the_tuned_task(tiny_folder, tmp_path, has_unanswer
     save_folder(tiny_folder, tmp_path / "m", "QuestionAnswering", [])
     describe = {"head": "span", "template": "Q: {question}\n{context}\nA:", "language": "en", "max_tokens": max_tokens}
     describe |= {"stride": min(128, max_tokens // 3), "longest_answer_tokens": 5, "has_unanswerable": has_unanswerable}
+    describe["token_cost"] = 0.25
     table = {"schema": "tuned/1", "task": "question-answering", "mask": "causal", "labels": [], "needs_adapter": False}
     (tmp_path / "m" / "task.json").write_text(json.dumps({**table, "describe": {**describe, "threshold": 0.0}}))
     questions = [{"question": "who?", "context": CONTEXT}, {"question": "what?", "context": "海 said 你好 to me"}]
@@ -257,7 +258,10 @@ def test_a_wrong_relation_folder_is_refused_in_one_line(tiny_folder, tmp_path, w
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"max_tokens": "60"}, {"stride": 0}, {"threshold": "x"}, {"template": "{context}"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_tokens": "60"}, {"stride": 0}, {"threshold": "x"}, {"token_cost": "x"}, {"template": "{context}"}],
+)
 def test_a_wrong_task_file_is_refused_in_one_line(tiny_folder, tmp_path, wrong):
     save_folder(tiny_folder, tmp_path / "m", "QuestionAnswering", [])
     describe = {"template": "{question}{context}:", "max_tokens": 60, "stride": 20, "longest_answer_tokens": 5}

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from chinchilla_lm.core.errors import ConfigError, DataError
-from chinchilla_lm.data.span_search import best_answers, best_spans, choose_threshold
+from chinchilla_lm.data.span_search import (
+    AnswerLengths,
+    best_answers,
+    best_spans,
+    choose_threshold,
+    lengths_of,
+)
 from chinchilla_lm.data.span_windows import check_template, encode_question, locate_answer, target_positions
 
 TEMPLATE = "Question: {question}\nContext: {context}\nAnswer:"
@@ -35,19 +41,30 @@ def test_best_spans_equals_trying_every_pair(seed):
     tokens, longest, count = int(draw.integers(1, 12)), int(draw.integers(1, 6)), int(draw.integers(1, 9))
     start_c, end_c = draw.normal(size=tokens), draw.normal(size=tokens)
     start_c[draw.random(tokens) < 0.2] = -np.inf
+    cost = float(draw.choice([0.0, 0.4]))
     every = [
-        (i, j, start_c[i] + end_c[j])
+        (i, j, start_c[i] + end_c[j] - cost * (j - i))
         for i, j in itertools.product(range(tokens), repeat=2)
         if i <= j < i + longest and np.isfinite(start_c[i])
     ]
     expected = sorted(every, key=lambda pair: -pair[2])[:count]
-    found = best_spans(start_c, end_c, longest=longest, count=count)
+    found = best_spans(start_c, end_c, lengths=AnswerLengths(longest=longest, cost=cost), count=count)
     assert [pair[:2] for pair in found] == [pair[:2] for pair in expected]
     assert [pair[2] for pair in found] == pytest.approx([pair[2] for pair in expected])
 
 
+def test_the_cost_of_a_token_is_that_of_a_geometric_distribution():
+    counts = [1, 2, 2, 7] * 200
+    cost = lengths_of(counts, shortest_limit=30, longest_limit=128).cost
+    p = 1 / np.mean(counts)  # its maximum likelihood
+    assert cost == pytest.approx(np.log(p) - (np.log(p) + np.log(1 - p)), rel=1e-3)
+    assert lengths_of([1] * 50, shortest_limit=30, longest_limit=128).cost == pytest.approx(np.log(51))
+    assert lengths_of([], shortest_limit=30, longest_limit=128) == AnswerLengths(longest=30, cost=0.0)
+    assert [lengths_of([n], shortest_limit=30, longest_limit=128).longest for n in (1, 50, 500)] == [30, 50, 128]
+
+
 def test_an_empty_context_has_no_span():
-    assert best_spans(np.zeros(0), np.zeros(0), longest=5, count=3) == []
+    assert best_spans(np.zeros(0), np.zeros(0), lengths=AnswerLengths(longest=5), count=3) == []
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,7 +132,7 @@ def test_search_over_windows_is_that_of_the_whole(reader):
         inside = slice(window.first, window.first + window.count)
         start_t[inside], end_t[inside] = start_at[window.starts_c], end_at[window.ends_c]
         scores.append((start_t, end_t))
-    answers, null_score = best_answers(windows, scores, longest=8, count=5)
+    answers, null_score = best_answers(windows, scores, lengths=AnswerLengths(longest=8), count=5)
     (whole,) = reader("who ?", CONTEXT)
     every = {}
     for i in range(whole.count):

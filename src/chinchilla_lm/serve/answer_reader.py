@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from chinchilla_lm.core.errors import ChinchillaError, ModelError
-from chinchilla_lm.data.span_search import best_answers
+from chinchilla_lm.data.span_search import AnswerLengths, best_answers
 from chinchilla_lm.data.span_windows import SpanWindow, check_template, encode_prompted
 from chinchilla_lm.model.headed import HeadedModel
 
@@ -55,11 +55,10 @@ class AnswerReader:
             raise ModelError(f"task.json: {error}") from None
         self._max_tokens = _whole(described, "max_tokens", context)
         self._stride = _whole(described, "stride", context)
-        self._longest = _whole(described, "longest_answer_tokens", _LONGEST_ANSWER)
-        threshold = described.get("threshold", 0.0)
-        if type(threshold) not in (int, float) or not math.isfinite(threshold):
-            raise ModelError(f"task.json: threshold {str(threshold)[:40]} must be a number; save the model again")
-        self._threshold = float(threshold) if described.get("has_unanswerable") is True else math.inf
+        longest = _whole(described, "longest_answer_tokens", _LONGEST_ANSWER)
+        self._lengths = AnswerLengths(longest=longest, cost=_number(described, "token_cost"))
+        threshold = _number(described, "threshold")
+        self._threshold = threshold if described.get("has_unanswerable") is True else math.inf
 
     def windows(self, question: str, context: str) -> list[SpanWindow]:
         """Cut a context into windows behind its question.
@@ -94,10 +93,11 @@ class AnswerReader:
         """Choose the best slice over all windows, or none.
 
         Returns:
-            {answer, start, end, score, margin}: characters from `start` to before `end`; `score` start + end logit;
-            `margin` score of "no answer" - score of the best slice. Without an answer "" and nulls, the margin aside.
+            {answer, start, end, score, margin}: characters from `start` to before `end`; `score` start + end logit
+            less the cost of the length; `margin` score of "no answer" - score of the best slice. Without an answer ""
+            and nulls, the margin aside.
         """
-        found, null_score = best_answers(windows, scores, longest=self._longest, count=1)
+        found, null_score = best_answers(windows, scores, lengths=self._lengths, count=1)
         nothing = {"answer": "", "start": None, "end": None, "score": None, "margin": None}
         if not found:
             return nothing
@@ -107,6 +107,13 @@ class AnswerReader:
             return {**nothing, "margin": margin}
         text = context[best.start : best.end]
         return {"answer": text, "start": best.start, "end": best.end, "score": best.score, "margin": margin}
+
+
+def _number(described: Mapping[str, Any], name: str) -> float:
+    value = described.get(name, 0.0)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ModelError(f"task.json: {name} {str(value)[:40]} must be a number; save the model again")
+    return float(value)
 
 
 def _whole(described: Mapping[str, Any], name: str, most: int) -> int:

@@ -108,7 +108,7 @@ def doubt_length(config: TuneConfig, head: str, updates: int) -> tuple[str, ...]
     Returns:
         Warnings for the record: one or none.
 
-    Source: Mosbach et al. 2021 (small sets need more updates). Measured on SmolLM2-135M with 300 rows of SQuAD, spans by
+    Source: Mosbach et al. 2021 (small sets need more updates). Measured on SmolLM2-135M, 300 rows of SQuAD, spans by
         LoRA: F1 47 after 76 updates of 8 rows and 56 after 152 of 4, the same two epochs (150 validation rows).
     """
     if head not in _HEADS_FROM_NOISE or updates >= _FEW_UPDATES or updates != config.steps:

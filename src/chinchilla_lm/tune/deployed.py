@@ -15,6 +15,7 @@ from torch import nn
 
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.files import read_json
+from chinchilla_lm.data.span_search import AnswerLengths
 from chinchilla_lm.model.compiling import compile_blocks
 from chinchilla_lm.model.headed import OWN_HEAD_FILE, load_headed_model, read_own_head
 from chinchilla_lm.model.model_config import read_config
@@ -115,7 +116,7 @@ def _make_task(description: Mapping[str, Any], backbone: Backbone) -> WordTask:
         language=described["language"],
         template=described["template"],
         has_unanswerable=described["has_unanswerable"],
-        longest_answer=described["longest_answer_tokens"],
+        lengths=AnswerLengths(longest=described["longest_answer_tokens"], cost=float(described.get("token_cost", 0.0))),
         max_tokens=described["max_tokens"],
     )
     task.threshold = float(described["threshold"])

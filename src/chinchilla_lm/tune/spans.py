@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chinchilla_lm.core.errors import ConfigError, DataError
-from chinchilla_lm.data.span_search import best_answers, choose_threshold
+from chinchilla_lm.data.span_search import AnswerLengths, best_answers, choose_threshold, lengths_of
 from chinchilla_lm.data.span_windows import (
     SpanWindow,
     check_template,
@@ -67,10 +67,10 @@ class Spans:
         self,
         backbone: Backbone,
         *,
+        lengths: AnswerLengths,
         language: str = "en",
         template: str | None = None,
         has_unanswerable: bool = False,
-        longest_answer: int = _SHORTEST_LIMIT,
         max_tokens: int = MAX_TOKENS,
         dropout: float = HEAD_DROPOUT,
     ) -> None:
@@ -78,10 +78,10 @@ class Spans:
 
         Args:
             backbone: whose tokenizer cuts the text.
+            lengths: of answers.
             language: of the prompt and the measure, "en" or "zh".
             template: of a causal model, {question} before {context}; None: the language's own.
             has_unanswerable: whether some rows have no answer; else one is always given.
-            longest_answer: tokens that the search considers, >= 1.
             max_tokens: longest window; a longer context becomes several.
             dropout: before the head of a decoder.
         """
@@ -92,7 +92,7 @@ class Spans:
         if self._template is not None:
             check_template(self._template)
         self._has_unanswerable = has_unanswerable
-        self._longest_answer = longest_answer
+        self._lengths = lengths
         self._max_tokens = min(max_tokens, backbone.context)
         self._stride = min(STRIDE, self._max_tokens // 3)
         self._dropout = dropout
@@ -147,7 +147,7 @@ class Spans:
     def predict(self, model: TunedModel, rows: Sequence[Row], progress: Progress | None = None) -> list[Prediction]:
         """{"text", "start", "end", "score", "margin", "n_best": [...]} a row; "" and None: no answer.
 
-        `score` is start + end logit; `margin` = score of "no answer" - score of the best answer.
+        `score` is start + end logit less the cost of the length; `margin` = score of "no answer" - score of the best.
         """
         items = self.encode(rows, is_training=False)
         left = np.bincount([item.row for item in items], minlength=len(rows))
@@ -197,7 +197,8 @@ class Spans:
             "language": self._language,
             "max_tokens": self._max_tokens,
             "stride": self._stride,
-            "longest_answer_tokens": self._longest_answer,
+            "longest_answer_tokens": self._lengths.longest,
+            "token_cost": self._lengths.cost,
             "null_position": "first token" if self._template is None else "last token",
             "has_unanswerable": self._has_unanswerable,
             "threshold": self.threshold,
@@ -224,7 +225,7 @@ class Spans:
     def _answer(self, parts: Sequence[tuple[Item, np.ndarray[Any, Any]]], context: str) -> Prediction:
         windows = [_window_of(item) for item, _ in parts]
         scores = [(logits_t2[:, 0], logits_t2[:, 1]) for _, logits_t2 in parts]
-        answers, null_score = best_answers(windows, scores, longest=self._longest_answer, count=N_BEST)
+        answers, null_score = best_answers(windows, scores, lengths=self._lengths, count=N_BEST)
         n_best = [
             {
                 "text": context[each.start : each.end],
@@ -275,7 +276,7 @@ def make_spans(config: TuneConfig, train_rows: Sequence[Row], backbone: Backbone
         language=language,
         template=config.template,
         has_unanswerable=any(not row["answers"] for row in train_rows),
-        longest_answer=_longest_answer(backbone, train_rows),
+        lengths=_answer_lengths(backbone, train_rows, language),
         max_tokens=config.max_tokens or MAX_TOKENS,
         dropout=HEAD_DROPOUT if config.dropout is None else config.dropout,
     )
@@ -323,12 +324,12 @@ def _window_of(item: Item) -> SpanWindow:
     )
 
 
-def _longest_answer(backbone: Backbone, rows: Sequence[Row]) -> int:
-    texts = [row["answers"][0]["text"] for row in rows if row["answers"]]
-    if not texts:
-        return _SHORTEST_LIMIT
-    lengths = [len(ids) for ids in backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return min(max(_SHORTEST_LIMIT, *lengths), _LONGEST_LIMIT)
+def _answer_lengths(backbone: Backbone, rows: Sequence[Row], language: str) -> AnswerLengths:
+    answers = [[answer["text"] for answer in row["answers"]] for row in rows if row["answers"]]
+    texts = [each[order_by_agreement(each, language)[0]] for each in answers]
+    ids = backbone.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    counts = [max(1, len(each)) for each in ids]
+    return lengths_of(counts, shortest_limit=_SHORTEST_LIMIT, longest_limit=_LONGEST_LIMIT)
 
 
 def _nothing() -> Prediction:
