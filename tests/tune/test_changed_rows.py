@@ -18,7 +18,7 @@ from chinchilla_lm.tune.splits import read_splits
 from chinchilla_lm.tune.stages import Silent, read_predictions, write_predictions
 from chinchilla_lm.tune.tuning import tune
 
-from .conftest import write_jsonl
+from .conftest import save_tiny_model, write_jsonl
 
 Rows = list[dict[str, Any]]
 
@@ -65,6 +65,20 @@ def test_a_run_whose_rows_have_changed_is_neither_resumed_nor_read_as_new(
     files(changed, sentiment_rows)
     assert tune(config).record == finished.record
     Path(paths[changed]).unlink()  # gone, but not another one: what was finished can still be read
+    assert tune(config).record == finished.record
+
+
+def test_a_run_whose_model_has_changed_is_refused(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
+    """Other weights of the same sizes, as a second pretraining into one folder leaves them."""
+    folder = save_tiny_model("qwen3", tmp_path / "model")
+    config = configure(model=str(folder), steps=1)
+    finished = tune(config)
+    save_tiny_model("qwen3", folder, seed=1)
+    with pytest.raises(CheckpointError, match="model has changed since"):
+        tune(config)
+    with pytest.raises(CheckpointError, match="model has changed since"):
+        load_tuned(finished.folder)
+    save_tiny_model("qwen3", folder)
     assert tune(config).record == finished.record
 
 

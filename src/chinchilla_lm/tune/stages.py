@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -39,6 +40,7 @@ from chinchilla_lm.tune.task import Prediction, Row, Task, TunedModel
 
 SCHEMA = "tune/1"
 SOURCES_FILE = "sources.json"
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 
 
 class Display(Protocol):
@@ -84,16 +86,18 @@ def claim_folder(folder: Path, config: TuneConfig) -> None:
 
 
 def claim_sources(folder: Path, config: TuneConfig) -> None:
-    """Write sources.json, or check that the rows of a run are those that it began with.
+    """Write sources.json, or check that the rows and the model of a run are those that it began with.
 
     Raises:
-        CheckpointError: a file has changed since: going on would mix two sets of rows, and a finished run tells of the
-            older one.
+        CheckpointError: a file has changed since: going on would mix two sets of rows or two models, and a finished run
+            tells of the older one.
     """
     path = folder / SOURCES_FILE
-    sources = {name: getattr(config, name) for name in ("train", "validation", "test")}
+    sources = {name: getattr(config, name) for name in ("model", "train", "validation", "test")}
     files = {name: Path(source).expanduser() for name, source in sources.items() if source is not None}
     digests = {name: sha256_file(file) for name, file in files.items() if file.is_file()}  # hf:NAME has no file
+    if (files["model"] / "config.json").is_file():
+        digests["model"] = model_digest(files["model"])
     if not path.is_file():
         write_json(path, {"schema": "sources/1", **digests})
         return
@@ -103,6 +107,22 @@ def claim_sources(folder: Path, config: TuneConfig) -> None:
             raise CheckpointError(
                 f"{sources[name]} has changed since {folder} began with it; write to a new folder, or restore the file"
             )
+
+
+def model_digest(folder: Path) -> str:
+    """Name the weights of a model folder: 64 hex digits of config.json and of samples of each weights file.
+
+    Whole files would take seconds a gigabyte at each start; other weights differ in every sample.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as stream:
+            for place in range(_SAMPLES):
+                stream.seek(size * place // _SAMPLES)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def predict_rows(task: Task, model: TunedModel, rows: Sequence[Row], display: Display) -> list[Prediction]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from chinchilla_lm.core.files import read_json, sha256_file, write_json
+from chinchilla_lm.core.files import read_json, require_space, write_json
 from chinchilla_lm.tune.backbone import Backbone, load_backbone
 from chinchilla_lm.tune.batches import TaskBatches
 from chinchilla_lm.tune.config import TuneConfig
@@ -34,6 +34,7 @@ from chinchilla_lm.tune.stages import (
     claim_folder,
     make_record,
     make_teller,
+    model_digest,
     predict_before,
     predict_rows,
     validate_rows,
@@ -83,6 +84,8 @@ def tune(config: TuneConfig, display: Display | None = None) -> TuneResult:
     torch.set_num_threads(config.threads)
     splits = read_splits(config)
     run, backbone = _prepare(config, splits)
+    if not (folder / "checkpoints").is_dir():
+        _require_room(folder, run.config, backbone)
     display.stage("before", f"{len(splits.test)} {splits.evaluated_on} rows, the untouched model")
     before = predict_before(folder, splits.test, lambda: _ask_untouched(run.task, backbone, splits))
     display.advance(1.0, None, None)
@@ -137,6 +140,15 @@ def _prepare(config: TuneConfig, splits: Splits) -> tuple[_Run, Backbone]:
     return _Run(config=resolved, reasons=reasons, task=task), backbone
 
 
+def _require_room(folder: Path, config: TuneConfig, backbone: Backbone) -> None:
+    """Refuse before the untouched model is asked what `learn` would refuse later; an adapter's model/ is large too."""
+    assert isinstance(backbone, torch.nn.Module)
+    weights = sum(parameter.nbytes for parameter in backbone.parameters())
+    moments = 2 if config.optimizer == "adamw" else 1
+    copies = 3 * (1 + moments) + 2 if config.method == "full" else 1  # three states and two best ones, or model/
+    require_space(folder, copies * weights, "the model and the states of its tuning")
+
+
 def _ask_untouched(task: Task, backbone: Backbone, splits: Splits) -> list[Prediction] | None:
     assert isinstance(backbone, torch.nn.Module)
     backbone.eval()
@@ -168,13 +180,6 @@ def _make_lesson(run: _Run, backbone: Backbone, splits: Splits, *, has_start: bo
         objective=task.objective,
         validate=lambda: validate_rows(task, model, splits.validation),
         folder=folder,
-        fingerprint=f"{config.weights_fingerprint()}-{_model_name(config)}",
+        fingerprint=f"{config.weights_fingerprint()}-{model_digest(Path(config.model))[:16]}",
         validates_start=has_start,
     )
-
-
-def _model_name(config: TuneConfig) -> str:
-    """Name the weights that the run begins with: 8 digits of config.json and the size of each weights file."""
-    folder = Path(config.model)
-    sizes = [f"{path.name}:{path.stat().st_size}" for path in sorted(folder.glob("*.safetensors"))]
-    return f"{sha256_file(folder / 'config.json')[:8]}-{'-'.join(sizes)}"
