@@ -135,6 +135,17 @@ def test_fused_and_written_out_attention_agree(is_grouped):
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("length", "form", "entries"), [(100, "auto", 10_000), (300, "auto", 0), (300, "bmm", 90_000)])
+def test_a_long_sequence_has_no_square_of_its_length(length, form, entries):
+    model, found = make_model(replace(QWEN3, context=400)), []
+    for block in model.blocks:
+        block.attention.form = form
+        block.register_forward_pre_hook(lambda _, given: found.append(given[1].bias_ts.numel()))
+    with torch.no_grad():
+        model.hidden(make_ids(1, length))
+    assert set(found) == {entries}
+
+
 @every_shape
 def test_a_new_model_predicts_near_uniformly(shape):
     model, ids = make_model(shape, is_shaken=False), make_ids(4, 33)

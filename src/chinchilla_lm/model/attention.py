@@ -33,7 +33,8 @@ class Positions(NamedTuple):
     """What attention needs to know about positions; the same for every block of one forward pass.
 
     Attributes:
-        bias_ts: 0 where query t may see key s, else MASKED; (t, s), or (b, 1, t, s) if rows differ; compute type.
+        bias_ts: 0 where query t may see key s, else MASKED; (t, s), or (b, 1, t, s) if rows differ; compute type. Empty
+            where no block adds it: at 40,960 tokens it would take 8 GB.
         cos, sin: rotary tables of the queries, float32, (t, e/2) or (b, 1, t, e/2); None without rotary positions.
         distance_sd: sinusoids of the distances s-1, ..., 1, 0, (s, d), compute type; None without relative positions.
         is_plain: positions are 0 ... t-1 and nothing is cached: the bias is the causal triangle; kernels may be used.
@@ -93,13 +94,19 @@ class SelfAttention(nn.Module):
             k_bkte, v_bkte = cache.extend(k_bkte, v_bkte)
         if not positions.is_plain:
             return self.out(join_heads(attend(q_bhte, k_bkte, v_bkte, positions.bias_ts)))
-        if self._is_flash(q_bhte):
+        if self.is_fused(q_bhte.shape[2], q_bhte.dtype, q_bhte.device):
             is_grouped = self.n_heads != self.n_kv_heads
             x_bhte = F.scaled_dot_product_attention(q_bhte, k_bkte, v_bkte, is_causal=True, enable_gqa=is_grouped)
             return self.out(join_heads(x_bhte))
         if self.has_kernels:
             return self.out(kernels.causal_attention(q_bhte, k_bkte, v_bkte))
         return self.out(join_heads(attend(q_bhte, k_bkte, v_bkte, positions.bias_ts)))
+
+    def is_fused(self, length: int, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether a whole causal sequence of `length` goes through torch's fused attention, which holds no (t, s)."""
+        if self.form == "auto":
+            return device.type != "cpu" or length > LONGEST_WRITTEN_OUT[dtype]
+        return self.form == "sdpa"
 
     def _heads(self, qkv_bte: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, normed and turned."""
@@ -117,12 +124,6 @@ class SelfAttention(nn.Module):
             cos, sin = (table.to(qkv_bte.dtype) for table in tables)
             q_bhte, k_bkte = rotate(q_bhte, cos, sin), rotate(k_bkte, cos, sin)
         return q_bhte, k_bkte, v_bkte
-
-    def _is_flash(self, q_bhte: Tensor) -> bool:
-        """Whether torch's fused attention, which never holds the (t, s) scores, is the better form."""
-        if self.form == "auto":
-            return q_bhte.device.type != "cpu" or q_bhte.shape[2] > LONGEST_WRITTEN_OUT[q_bhte.dtype]
-        return self.form == "sdpa"
 
 
 class RelativeAttention(nn.Module):

@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         self.shape = shape
         self.compute_dtype = torch.float32
         self.has_kernels = False
-        self._plain_positions: tuple[tuple[int, torch.dtype, torch.device], Tensor, Positions] | None = None
+        self._plain_positions: tuple[tuple[int, torch.dtype, torch.device, bool], Tensor, Positions] | None = None
         self.embedding = nn.Parameter(torch.zeros(shape.vocab, shape.d_model))
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.norm = None if shape.norm_placement == "post" else make_norm(shape)
@@ -142,22 +142,33 @@ class Transformer(nn.Module):
             raise ModelError(
                 f"{end} tokens are more than the model's context of {self.shape.context}; cut the text or the prompt"
             )
-        key = (end, self.compute_dtype, ids_bt.device)
         is_plain = positions_bt is None and cache is None
+        has_bias = not is_plain or self._adds_bias(end, ids_bt.device)
+        key = (end, self.compute_dtype, ids_bt.device, has_bias)
         if is_plain and self._plain_positions is not None and self._plain_positions[0] == key:
             return self._plain_positions[1:]
         with torch.inference_mode(False):  # what is kept may serve a training step later
             if positions_bt is None:
                 positions_bt = torch.arange(past, end, device=ids_bt.device)
             keys_bs = positions_bt if cache is None else cache.extend_positions(positions_bt, ids_bt.shape[1])
-            positions = self._describe_positions(positions_bt, keys_bs, is_plain)
+            positions = self._describe_positions(positions_bt, keys_bs, is_plain, has_bias)
         if is_plain:
             self._plain_positions = (key, positions_bt, positions)
         return positions_bt, positions
 
-    def _describe_positions(self, queries_bt: Tensor, keys_bs: Tensor, is_plain: bool) -> Positions:
-        hidden_ts = (keys_bs[..., None, :] > queries_bt[..., :, None]) | (keys_bs[..., None, :] < 0)
-        bias_ts = torch.zeros(hidden_ts.shape, device=hidden_ts.device).masked_fill_(hidden_ts, MASKED)
+    def _adds_bias(self, length: int, device: torch.device) -> bool:
+        """Whether a block adds the bias to the scores of a whole causal sequence."""
+        attentions = (block.attention for block in self.blocks)
+        return any(
+            not isinstance(one, SelfAttention) or not one.is_fused(length, self.compute_dtype, device)
+            for one in attentions
+        )
+
+    def _describe_positions(self, queries_bt: Tensor, keys_bs: Tensor, is_plain: bool, has_bias: bool) -> Positions:
+        bias_ts = torch.empty(0, device=queries_bt.device)
+        if has_bias:
+            hidden_ts = (keys_bs[..., None, :] > queries_bt[..., :, None]) | (keys_bs[..., None, :] < 0)
+            bias_ts = torch.zeros(hidden_ts.shape, device=hidden_ts.device).masked_fill_(hidden_ts, MASKED)
         cos = sin = distance_sd = None
         if self.shape.layout in ("qwen3", "llama"):
             cos, sin = rotary_table(queries_bt.clamp_min(0), self.shape.head_dim, self.shape.rope_theta)
