@@ -50,6 +50,14 @@ def test_a_killed_worker_is_replaced_and_its_task_done(pool, tmp_path):
     assert kinds[-1] == ("done", "survived")
 
 
+def test_a_worker_that_died_while_it_waited_is_replaced(pool):
+    for worker in pool._workers:
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.join()
+    assert [event.result for event in pool.run(square, [3]) if event.kind == "done"] == [9]
+    assert all(event.kind != "failed" for event in pool.run(square, range(3)))
+
+
 def test_a_task_that_kills_its_workers_is_given_up_with_a_clear_line(pool):
     with pytest.raises(ChinchillaError, match="died twice.*resumes"):
         list(pool.run(die, [None]))

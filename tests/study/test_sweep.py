@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from chinchilla_lm.laws.shapes import shape_on_path
 from chinchilla_lm.laws.trust.bracket import Run
 from chinchilla_lm.study.decide import flat_band, rank_candidates
 from chinchilla_lm.study.registry import Registry
-from chinchilla_lm.study.sweep import best_scale, ladder_runs, seed_scatter
+from chinchilla_lm.study.sweep import asked_of, best_scale, ladder_runs, seed_scatter
 from chinchilla_lm.study.trial import TrialSpec, trunk_config, trunk_reaches
 
 SHAPE = shape_on_path(64, vocab=1024, context=128)
@@ -95,6 +96,17 @@ def test_the_registry_keeps_results_and_refuses_another_spec_of_the_same_name(tm
     assert Registry(tmp_path / "registry.sqlite").result("a", {"flops": 1.0}) == {"loss": 3.25}
     with pytest.raises(DataError, match="other settings"):
         registry.result("a", {"flops": 2.0})
+
+
+def test_a_sweep_goes_on_with_another_number_of_threads(tmp_path):
+    registry = Registry(tmp_path / "registry.sqlite")
+    spec = TrialSpec(trial="t", purpose="ladder", rung=0, flops=1e12, shape=SHAPE, design_tokens=1e6, threads=4)
+    for number, stored in enumerate((asked_of(spec), spec.to_dict())):  # the second: of a sweep begun before 2026-11-22
+        registry.begin(f"t{number}", stored)
+        registry.finish(f"t{number}", {"loss": 3.0})
+        assert registry.result(f"t{number}", asked_of(replace(spec, threads=1))) == {"loss": 3.0}
+        with pytest.raises(DataError, match="other settings"):
+            registry.result(f"t{number}", asked_of(replace(spec, seed=1)))
 
 
 def test_a_full_disk_never_advises_to_delete_the_finished_trials(tmp_path):

@@ -86,11 +86,14 @@ class WorkerPool:
         attempts = [0] * len(arguments)
         left = len(arguments)
         while left:
-            for worker in self._workers:
+            for worker in tuple(self._workers):
                 if worker.index is None and waiting:
                     index = waiting.popleft()
                     attempts[index] += 1
-                    worker.give(index, task, arguments[index])
+                    try:
+                        worker.give(index, task, arguments[index])
+                    except OSError:  # it died while it waited: nothing is lost yet
+                        self._replace(worker).give(index, task, arguments[index])
             for event in self._next_events():
                 if event.kind == "lost":
                     if attempts[event.index] >= _MOST_ATTEMPTS:
@@ -112,8 +115,7 @@ class WorkerPool:
             try:
                 kind, *content = worker.pipe.recv()
             except (EOFError, OSError):  # the worker is dead
-                self._workers[self._workers.index(worker)] = _Worker()
-                worker.end()
+                self._replace(worker)
                 events.append(PoolEvent(kind="lost", index=index))
                 continue
             if kind == "progress":
@@ -130,6 +132,12 @@ class WorkerPool:
                 )
             )
         return events
+
+    def _replace(self, worker: _Worker) -> _Worker:
+        """Start a worker in the place of a dead one."""
+        fresh = self._workers[self._workers.index(worker)] = _Worker()
+        worker.end()
+        return fresh
 
 
 class _Worker:
@@ -177,4 +185,7 @@ def _serve(pipe: Connection) -> None:
             answer = ("failed", str(error))
         except Exception:  # a bug of ours: the controller must see where
             answer = ("failed", traceback.format_exc())
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:
+            return

@@ -46,6 +46,8 @@ class Registry:
     def result(self, name: str, spec: dict[str, Any]) -> dict[str, Any] | None:
         """Return a finished trial's result, or None; a trial of that name with another spec is an error.
 
+        What the stored spec holds beyond this one does not count.
+
         Raises:
             DataError: the name was used for another spec.
         """
@@ -53,7 +55,8 @@ class Registry:
             row = connection.execute("SELECT spec, result FROM trial WHERE name = ?", (name,)).fetchone()
         if row is None:
             return None
-        if json.loads(row[0]) != json.loads(_plain(spec)):
+        stored = json.loads(row[0])
+        if any(name not in stored or stored[name] != value for name, value in json.loads(_plain(spec)).items()):
             raise DataError(f"{self._path}: trial {name!r} was asked for with other settings; use a new run directory")
         return None if row[1] is None else json.loads(row[1])
 

@@ -216,10 +216,10 @@ class _Climb:
         results = {record["trial"]: record for record in self.records}
         todo: list[TrialSpec] = []
         for spec in specs:
-            known = results.get(spec.trial) or self._registry.result(spec.trial, spec.to_dict())
+            known = results.get(spec.trial) or self._registry.result(spec.trial, asked_of(spec))
             if known is None:
                 todo.append(spec)
-                self._registry.begin(spec.trial, spec.to_dict())
+                self._registry.begin(spec.trial, asked_of(spec))
             else:
                 self._keep(known)
                 results[spec.trial] = known
@@ -253,6 +253,11 @@ class _Climb:
             self._written.add(record["trial"])
             fields = {name: value for name, value in record.items() if name not in ("checkpoint", "schema")}
             append_record(self._directory.trials, "trial/1", fields, sync=True)
+
+
+def asked_of(spec: TrialSpec) -> dict[str, Any]:
+    """What makes two trials the same: all but the threads, of which a resumed run may have fewer or more."""
+    return {name: value for name, value in spec.to_dict().items() if name != "threads"}
 
 
 def best_scale(scales: Sequence[float], losses: Sequence[float]) -> float:
