@@ -156,6 +156,14 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(finished, corpu
     assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_finished_run_leaves_its_weights_once(finished):
+    out, _ = finished
+    left = {path.relative_to(out).parts[0] for path in out.rglob("*.safetensors")}
+    assert left <= {"model", "drafts"}
+    assert not list(out.rglob(".*.tmp"))
+    assert {path.name for path in (out / "sweep").iterdir()} == {"design.json", "records.jsonl", "registry.sqlite"}
+
+
 def test_another_request_in_the_same_directory_is_refused_in_one_line(finished, corpus):
     words = [word if word != "2e11" else "4e11" for word in command(corpus, finished[0])]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
@@ -176,6 +184,15 @@ def test_training_the_plan_alone_gives_the_same_weights(finished, tmp_path):
     assert len(evaluations) > 1
     last = evaluations[-1]["suites"]["own-words"]
     assert last["accuracy"] == json.loads((out / "eval.json").read_text())["tasks"]["own-words"]["accuracy"]
+    assert not list((tmp_path / "alone").glob("checkpoints"))
+    again = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
+    assert json.loads(again.stdout) == json.loads(done.stdout)  # the finished job is only read
+    plan = (out / "plan.toml").read_text()
+    words[4] = str(tmp_path / "other.toml")
+    (tmp_path / "other.toml").write_text(plan.replace("seed = 0", "seed = 1"))
+    other = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
+    assert other.returncode == 2
+    assert "holds the model of another config" in other.stderr
 
 
 def digest(folder: Path) -> str:

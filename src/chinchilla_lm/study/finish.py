@@ -82,7 +82,7 @@ def keep_draft(directory: RunDirectory, params_total: int) -> Path | None:
     candidates = directory.sweep / "drafts"
     sizes = [int(folder.name) for folder in candidates.glob("*") if folder.name.isdigit()]
     smaller = [size for size in sizes if size <= _LARGEST_DRAFT_SHARE * params_total]
-    if smaller:
+    if smaller and not any(directory.drafts.glob("*")):  # one is there when a kill came before the others went
         best = min(smaller, key=lambda size: abs(math.log(size / (_DRAFT_SHARE * params_total))))
         with explain_os_error(directory.drafts):
             directory.drafts.mkdir(exist_ok=True)

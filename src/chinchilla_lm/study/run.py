@@ -64,8 +64,9 @@ def run_study(config: StudyConfig, out: Path, progress: Progress | None = None) 
     study = _open_study(config, out, progress)
     directory = study.directory
     environment, manifest, plan = _plan_study(study)
-    model = study.train(plan, manifest, environment)
-    study.finish(model, manifest)
+    if not directory.is_finished("evaluate"):
+        study.evaluate(study.train(plan, manifest, environment), manifest)
+    study.report()
     return StudyResult(
         run_dir=out,
         forecast=read_json(directory.forecast),

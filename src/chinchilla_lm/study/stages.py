@@ -17,7 +17,7 @@ import torch
 
 from chinchilla_lm.core.config import dump_toml, load_toml
 from chinchilla_lm.core.errors import BudgetError
-from chinchilla_lm.core.files import read_json, write_json, write_text
+from chinchilla_lm.core.files import read_json, require_space, write_json, write_text
 from chinchilla_lm.core.records import read_records
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.data.loader import heldout_windows
@@ -64,6 +64,9 @@ _TAIL_SHARE, _LEAST_TAIL_SECONDS = 0.02, 12.0  # evaluation, samples, checks and
 _MOST_WORKERS = 8  # side by side; a rung has no more sizes than that, and each worker holds torch in memory
 _SAFETY = 0.97  # of the seconds left, for a machine that slows down
 _EVALUATIONS = 5  # of the final run, the last one included
+# On the disk at once for each parameter of the final model: three checkpoints (one is written while two stay) of its
+# weight and up to two moments, float32. The sweep's trunks are of smaller models and gone by then.
+_BYTES_PER_PARAM = 3 * 3 * 4
 _BELIEVABLE = 0.75  # of the speed that the table foretells
 # Contexts by the final run's compute: attention's share of the FLOPs stays near a tenth (dev/LOG.md).
 _CONTEXTS = ((2e13, 128), (3e15, 256), (1e17, 512), (1e19, 1024), (math.inf, 2048))
@@ -132,6 +135,10 @@ class Study:
         params = prior_params(ladder.final_flops)
         width = nearest_shape(params, vocab=_GUESSED_VOCAB, context=environment["context"]).d_model
         vocab = self.config.vocab or _VOCAB_OVER_LAW * vocab_for(ladder.final_flops, width)
+        total = count_parameters(nearest_shape(params, vocab=vocab, context=environment["context"])).total
+        require_space(
+            self.directory.path, _BYTES_PER_PARAM * total, "the checkpoints and the model of a run of this budget"
+        )
         wanted_bytes = _TEXT_MARGIN * _MOST_BYTES_PER_TOKEN * ladder.final_flops / 6 / params
         with self.directory.stage("prepare"):
             self.progress.stage("prepare", f"{', '.join(self.config.corpus)}: vocabulary {vocab}")
@@ -167,7 +174,8 @@ class Study:
             )
             records = run_sweep(self.directory, ladder, settings, pool(), self.progress)
             fields["flops"] = sum(record["flops_spent"] for record in records)
-        shutil.rmtree(self.directory.sweep / "trunks", ignore_errors=True)  # nothing continues them now
+            # Nothing continues them now; removed before the stage is finished, or a kill in between would leave them.
+            shutil.rmtree(self.directory.sweep / "trunks", ignore_errors=True)
 
     def _ladder(self, environment: dict[str, Any], manifest: Manifest, speeds: MachineSpeeds) -> Ladder:
         """Design the ladder and draw the items its models are asked, or read what an earlier start chose."""
@@ -248,7 +256,7 @@ class Study:
         return plan
 
     def train(self, plan: TrainConfig, manifest: Manifest, environment: dict[str, Any]) -> Transformer:
-        """Train the planned model, continuing from its last checkpoint; a finished one is only loaded."""
+        """Train the planned model, continuing from its last checkpoint; one that is done is only loaded."""
         if self.directory.is_finished("train"):
             return self._job(plan, manifest, environment, lambda step: None).model
         steps = plan.schedule.steps
@@ -268,16 +276,18 @@ class Study:
             fields.update(flops=job.flops, tokens_per_s=job.tokens_per_s, mfu=job.mfu, warnings=list(job.warnings))
         return job.model
 
-    def finish(self, model: Transformer, manifest: Manifest) -> None:
-        """Save the model for the world, compare it with the forecast, write samples, check, and report."""
+    def evaluate(self, model: Transformer, manifest: Manifest) -> None:
+        """Save the model for the world, compare it with the forecast, write samples and check."""
         heldout = heldout_windows(manifest, model.shape.context, HELDOUT_TOKENS)
-        if not self.directory.is_finished("evaluate"):
-            with self.directory.stage("evaluate") as fields:
-                self.progress.stage(
-                    "evaluate", f"{heldout.tokens:,} held-out tokens, samples, a check with transformers"
-                )
-                fields["flops"] = finish.export_and_evaluate(self.directory, model, manifest, heldout)
-                finish.keep_draft(self.directory, count_parameters(model.shape).total)
+        with self.directory.stage("evaluate") as fields:
+            self.progress.stage("evaluate", f"{heldout.tokens:,} held-out tokens, samples, a check with transformers")
+            fields["flops"] = finish.export_and_evaluate(self.directory, model, manifest, heldout)
+            finish.keep_draft(self.directory, count_parameters(model.shape).total)
+
+    def report(self) -> None:
+        """Write card and report of an evaluated model, and remove the checkpoints that only led to it."""
+        # Two of weights and moments are several times the size of model/, which holds the same weights.
+        shutil.rmtree(self.directory.train / "checkpoints", ignore_errors=True)
         if not self.directory.is_finished("report"):
             with self.directory.stage("report"):
                 finish.write_card(self.directory)
