@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from chinchilla_lm.core.errors import CheckpointError
+from chinchilla_lm.core import files
+from chinchilla_lm.core.errors import CheckpointError, DataError
 from chinchilla_lm.core.records import read_records
 from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.train.loop import StepRecord
@@ -81,6 +82,19 @@ def test_a_finished_run_leaves_its_weights_once_and_the_best_for_a_continuation(
     (result.folder / "checkpoints" / "step-000000001").mkdir(parents=True)  # as a kill before their removal leaves them
     tune(configure(kind="llama"))
     assert not (result.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_the_disk_cannot_hold_is_refused_before_the_model_is_asked(
+    configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    config = configure(kind="llama", method=method)
+    monkeypatch.setattr(files, "free_bytes", lambda path: 10_000)
+    with pytest.raises(DataError, match="the model and the states of its tuning need about .* are free"):
+        tune(config)
+    assert not (Path(config.out) / "predictions").exists()
+    monkeypatch.undo()
+    assert tune(config).record["metrics_after"]  # after making room the same call goes on
 
 
 def test_twelve_epochs_and_twelve_point_nought_are_one_run(configure: Callable[..., TuneConfig]) -> None:
