@@ -69,8 +69,13 @@ def test_a_pattern_cannot_hang():
     with pytest.raises(DataError, match="takes longer than 0.5 s"):
         extract_answer(slow, "a" * 20_000)
     assert extract_answer(slow, "abab") is None
-    with pytest.raises(ConfigError, match="is no regular expression"):
-        Extraction(rule="regex", pattern="(")
+    for pattern in ("(", "(" * 240 + ")" * 240 + "("):
+        with pytest.raises(ConfigError, match="is no regular expression"):
+            Extraction(rule="regex", pattern=pattern)
+    for bomb in ("a{999999999}", "a{0,999999999}", "(?:(?:a{500}){500}){500}", "(" * 10 + "a" + "{9})" * 10):
+        with pytest.raises(ConfigError, match="write counts of a smaller product"):
+            Extraction(rule="regex", pattern=bomb)
+    assert extract_answer(Extraction(rule="regex", pattern=r"\d{4}-\d{1,2}"), "in 2026-11") == "2026-11"
     with pytest.raises(ConfigError, match="a pattern goes with rule = 'regex'"):
         Extraction(rule="number", pattern="x")
     with pytest.raises(ConfigError, match="write at most 500"):

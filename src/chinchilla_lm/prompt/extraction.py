@@ -6,6 +6,7 @@ Patterns run in the `regex` package with a time limit, since a pattern may come 
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ Rule = Literal["all", "first-line", "last-line", "number", "letter", "choice", "
 PATTERN_SECONDS = 0.5
 MAX_ANSWER_CHARACTERS = 20_000
 MAX_PATTERN_CHARACTERS = 500
+# Of all counts of a pattern together: compiling (?:a{1000}){1000} takes 0.4 s.
+MAX_REPEATS = 1_000_000
+_REPEAT = regex.compile(r"\{(\d*)(?:,(\d*))?\}")
 # A sign after a letter, a digit or a bracket is a hyphen or a minus between two numbers: "COVID-19", "10-20", "(3)-5".
 _SIGN, _WHOLE = r"(?:(?<![\p{Latin}\d)\]])[-+−])?", r"(?:\d{1,3}(?:[,，]\d{3})+(?!\d)|\d+)"
 _NUMBER = regex.compile(rf"{_SIGN}(?:{_WHOLE}(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d+)?")
@@ -55,9 +59,10 @@ class Extraction:
             )
         if len(self.pattern) > MAX_PATTERN_CHARACTERS:
             raise ConfigError(f"pattern has {len(self.pattern)} characters; write at most {MAX_PATTERN_CHARACTERS}")
+        _check_repeats(self.pattern)
         try:
             regex.compile(self.pattern)
-        except regex.error as error:
+        except (regex.error, RecursionError) as error:
             raise ConfigError(f"pattern = {self.pattern!r} is no regular expression ({error}); correct it") from None
 
 
@@ -196,6 +201,13 @@ def _named_choice(text: str, choices: Sequence[str], is_last: bool) -> str | Non
             if best is None or rank < best:
                 best, answer = rank, choice
     return answer
+
+
+def _check_repeats(pattern: str) -> None:
+    """Refuse counted repeats whose product is large: compiling `a{999999999}` takes gigabytes."""
+    counts = [max(int(count or 0) for count in pair) or 1 for pair in _REPEAT.findall(pattern)]
+    if math.prod(counts) > MAX_REPEATS:
+        raise ConfigError(f"pattern = {pattern!r} repeats up to {max(counts)} times; write counts of a smaller product")
 
 
 def _comparable(answer: str) -> str:
