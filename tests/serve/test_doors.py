@@ -7,7 +7,7 @@ import json
 import socket
 
 import pytest
-from tests.serve.conftest import run_live, wait_until
+from tests.serve.conftest import connect, run_live, wait_until
 
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.serve.settings import Limits, ServerSettings, open_socket, read_api_keys
@@ -194,3 +194,20 @@ def test_a_taken_port_is_said():
             open_socket(ServerSettings(port=port))
     with pytest.raises(ConfigError, match="origin"):
         ServerSettings(allow_origins=("*",))
+
+
+def test_a_request_of_two_lengths_is_refused_and_its_connection_closed(live):
+    body = b'{"prompt": "a"}'
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    head = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    with connect(live) as connection:
+        hidden = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        framing = b"content-length: %d\r\ntransfer-encoding: chunked\r\n\r\n" % (len(chunked) + len(hidden))
+        connection.sendall(head + framing + chunked + hidden)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))  # to its end
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"two_lengths" in answer
+    with connect(live) as connection:
+        connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n" + chunked)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")

@@ -18,10 +18,18 @@ class ApiError(ChinchillaError):
         kind: OpenAI's `type`.
         param: the field at fault, such as "messages[0].role".
         code: a word for programs.
+        closes: the connection ends with the answer.
     """
 
     def __init__(
-        self, status: int, message: str, *, kind: str | None = None, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        closes: bool = False,
     ) -> None:
         """See the class; `kind` follows from the status if it is None."""
         super().__init__(message)
@@ -30,6 +38,7 @@ class ApiError(ChinchillaError):
         self.kind = kind or _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.param = param
         self.code = code
+        self.closes = closes or status in (408, 413)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -41,7 +50,7 @@ class ApiError(ChinchillaError):
         """Headers that belong to the status."""
         if self.status in (429, 503):
             return {"retry-after": str(RETRY_AFTER_SECONDS)}
-        if self.status in (408, 413):
+        if self.closes:
             return {"connection": "close"}
         return {}
 

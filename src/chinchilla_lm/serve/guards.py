@@ -139,6 +139,7 @@ class Doors:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             try:
+                _check_framing(headers)
                 self._check_host(headers)
                 self._check_origin(headers)
             except ApiError as error:
@@ -191,6 +192,13 @@ class Doors:
         scheme = "Basic" if scope["path"] == "/" else "Bearer"  # a browser then asks, and sends it on for the page too
         response.headers["www-authenticate"] = f'{scheme} realm="chinchilla"'
         return response
+
+
+def _check_framing(headers: Headers) -> None:
+    """Two lengths of a body may be read differently by a proxy and here, and hide a request (RFC 9112, 6.1)."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        message = "transfer-encoding and content-length both give the body's length; send one of them"
+        raise ApiError(400, message, code="two_lengths", closes=True)
 
 
 def new_id() -> str:
