@@ -58,7 +58,7 @@ def test_the_document_has_the_keys_that_scripts_rely_on(tiny_model, files, capsy
     assert json.loads((tmp_path / "out" / "prompt.json").read_text()) == record
     for draw in range(2):
         answers = [json.loads(line) for line in (tmp_path / "out" / f"answers-{draw}.jsonl").read_text().splitlines()]
-        right = [["negative", "positive"][row["answer"]] == row["label"] for row in answers]
+        right = [record["labels"][row["answer"]] == row["label"] for row in answers]
         assert sum(right) / len(right) == pytest.approx(accuracies[draw])
 
 
@@ -83,12 +83,16 @@ def test_a_task_file_of_the_harness_is_a_wording_of_rows_as_they_are(tiny_model,
         'task: pick\noutput_type: multiple_choice\ndoc_to_text: "Goal: {{goal}}\\nWay:"\n'
         'doc_to_choice: "{{[sol1, sol2]}}"\ndoc_to_target: gold\n'
     )
-    rows = [{"goal": f"cross sea {n}", "sol1": "by ship", "sol2": "on foot", "gold": n % 2} for n in range(6)]
+    rows = [
+        {"goal": f"cross sea {n}", "sol1": "by ship", "sol2": "on foot", "gold": n % 2, "answer": "its own"}
+        for n in range(6)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--model", tiny_model, "--test", tmp_path / "rows.jsonl", "--template", task, "--calibrate", "sum")
     record = ask(capsys, "multiple-choice", *words, "--out", tmp_path / "out")
     assert (record["template"], record["rows"]) == ("pick", 6)
     answers = [json.loads(line)["answer"] for line in (tmp_path / "out" / "answers-0.jsonl").read_text().splitlines()]
+    assert '"given_answer": "its own"' in (tmp_path / "out" / "answers-0.jsonl").read_text()
     right = sum(answer == row["gold"] for answer, row in zip(answers, rows, strict=True))
     assert record["metrics"]["accuracy"] == pytest.approx(right / 6)
 

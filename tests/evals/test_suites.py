@@ -11,6 +11,7 @@ import pytest
 
 from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.evals.loading import load_for_evaluation
+from chinchilla_lm.evals.suite_forms import Item
 from chinchilla_lm.evals.suite_run import SuiteResult, compare_results, run_suite
 from chinchilla_lm.evals.suites import SUITES, find_suite, suite_items
 
@@ -121,6 +122,11 @@ def test_a_limit_draws_as_many_of_each_part_and_the_same_for_every_model(tmp_pat
     assert len(suite_items(blimp, tmp_path, limit=16)) == 16
     with pytest.raises(ConfigError, match="limit must be >= 1, got 0"):
         suite_items(blimp, tmp_path, limit=0)
+
+
+def test_a_folder_that_is_none_is_said_and_not_the_hub(tmp_path):
+    with pytest.raises(DataError, match="nowhere is no folder; give the one with the suites' files"):
+        suite_items(find_suite("piqa"), tmp_path / "nowhere")
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
@@ -234,6 +240,13 @@ def test_results_on_other_items_are_not_compared():
         compare_results(result_of("10", "aa"), result_of("10", "aa", suite="copa"))
     with pytest.raises(DataError, match="cannot be paired"):
         compare_results(result_of("10", "aa"), result_of("10", "ab"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_empty_choice_is_never_the_best_by_length(scorer):
+    item = Item(pairs=(("the sea", " "), ("the sea", " was calm")), gold=1, lengths=((0, 0), (8, 8)))
+    result = run_suite(scorer, find_suite("piqa"), [item])
+    assert result.values["acc_norm"] == result.values["acc_bytes"] == 1
 
 
 def test_no_items_are_refused(scorer):

@@ -23,7 +23,10 @@ def prompt_record(
     model: str,
     searched: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the record: metrics (means over draws), spread, interval over rows, per_draw, template, scoring."""
+    """Return the record: metrics (means over draws), spread, interval over rows, per_draw, template, scoring, labels.
+
+    An answer by choice is a number from 0: of `labels` for a closed set, else of the row's own choices.
+    """
     first = result.draws[0].measures
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -45,6 +48,8 @@ def prompt_record(
         record["scoring"] = sorted({draw.rule for draw in result.draws})
     else:
         record["scoring"] = ["written"]
+    if template.labels:
+        record["labels"] = list(template.labels)
     if searched is not None:
         record["search"] = dict(searched)
     return record
@@ -53,14 +58,14 @@ def prompt_record(
 def write_prompt_folder(
     folder: Path, record: Mapping[str, Any], result: PromptResult | WrittenResult, rows: PromptRows
 ) -> None:
-    """Write prompt.json and answers-<draw>.jsonl (one line a test row).
+    """Write prompt.json and answers-<draw>.jsonl: one line a test row; its own field `answer` is `given_answer` there.
 
     Raises:
         DataError: the folder cannot be written.
     """
     for draw in result.draws:
         lines = [
-            json.dumps({**dict(row), **answer}, ensure_ascii=False, default=str)
+            json.dumps(_beside(row, answer), ensure_ascii=False, default=str)
             for row, answer in zip(rows.tests, _answers(draw), strict=True)
         ]
         write_text(folder / f"answers-{draw.draw}.jsonl", "\n".join(lines) + "\n")
@@ -83,6 +88,11 @@ def _draw_record(draw: DrawResult | WrittenDraw) -> dict[str, Any]:
 def _plain(draw: DrawResult | WrittenDraw) -> list[Any]:
     """Numbers of the solved rows; with a choice of its own for each row they would fill the record and are left out."""
     return [int(one) for one in draw.demonstrations] if all(isinstance(one, int) for one in draw.demonstrations) else []
+
+
+def _beside(row: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Join a row and its answer; a row may have a field `answer` too, mostly the right one."""
+    return {**{f"given_{name}" if name in answer else name: value for name, value in row.items()}, **answer}
 
 
 def _answers(draw: DrawResult | WrittenDraw) -> list[dict[str, Any]]:

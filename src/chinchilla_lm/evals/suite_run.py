@@ -154,7 +154,7 @@ def _marks(item: Item, scores: Sequence[Score]) -> dict[str, float]:
     if item.gold is None:
         return {"acc": float(scores[0].is_greedy), "logprob": scores[0].logprob}
     sums_k = np.array([score.logprob for score in scores])
-    characters_k, bytes_k = np.array(item.lengths, dtype=float).T
+    characters_k, bytes_k = np.maximum(np.array(item.lengths, dtype=float).T, 1e-9)  # an empty choice: never the best
     marks = {"acc": float(sums_k.argmax() == item.gold)}
     marks["acc_norm"] = float((sums_k / characters_k).argmax() == item.gold)
     marks["acc_bytes"] = float((sums_k / bytes_k).argmax() == item.gold)

@@ -61,6 +61,8 @@ def suite_items(suite: Suite, folder: Path | None, *, limit: int | None = None, 
     Raises:
         DataError: neither the files nor the hub are at hand, or a row has another form.
     """
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give the one with the suites' files, or leave it out for the hub")
     found = None if folder is None else _find(folder, suite.files)
     if found is None and folder is not None and not _has_hub():
         raise DataError(f"{folder} has none of {', '.join(suite.files)}, which {suite.name} is read from")
