@@ -161,6 +161,9 @@ def test_head_and_labels_follow_the_rules(tiny_folder: Folder, sentiment_rows: l
     assert head(sentiment_rows) == "label-words"
     assert head(sentiment_rows * 50) == "fresh"
     assert head(sentiment_rows, method="head") == "fresh"
+    strange = [{**row, "label": {"positive": "龘", "negative": "齉"}.get(row["label"], "靐")} for row in sentiment_rows]
+    assert head(strange) == "fresh"  # words that the tokenizer spells in bytes
+    assert head(strange, label_words={row["label"]: "good" for row in strange}) == "label-words"
     with pytest.raises(ConfigError, match="span"):
         head(sentiment_rows, head="span")
     with pytest.raises(ConfigError, match="'happy'.*negative, positive"):
