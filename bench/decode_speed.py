@@ -20,13 +20,13 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from machine import describe_machine, print_report, print_table
+from scratch import scratch
 
 from chinchilla_lm.generate.engine import Engine
 from chinchilla_lm.model.compiling import compiled_library, find_compiler
@@ -112,10 +112,15 @@ class LlamaCpp:
 
 def main() -> None:
     options = parse_options()
+    with scratch("decode_speed") as folder:
+        measure(options, folder)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
     torch.manual_seed(0)
     prompts = make_prompts(options.model)
     model = load_model(options.model).eval()
-    contenders = make_contenders(options, model)
+    contenders = make_contenders(options, model, folder)
     read_memory = memory_reader(options.threads)
     cases = {
         "decode 1": (1, PROMPT_TOKENS, options.tokens),
@@ -174,7 +179,7 @@ def make_prompts(folder: str) -> list[list[int]]:
     return [tokenizer.encode(f"{start}: {text}").ids[: max(PREFILLS)] for start in starts]
 
 
-def make_contenders(options: argparse.Namespace, model: torch.nn.Module) -> list:
+def make_contenders(options: argparse.Namespace, model: torch.nn.Module, folder: Path) -> list:
     from transformers import AutoModelForCausalLM
 
     contenders: list = [Ours(model, weights) for weights in ("float32", "bfloat16", "int8")]
@@ -182,9 +187,8 @@ def make_contenders(options: argparse.Namespace, model: torch.nn.Module) -> list
         theirs = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, dtype)).eval()
         contenders += [Transformers(theirs, dtype, cache) for cache in ("dynamic", "static")]
     if options.llama_cpp and options.gguf:
-        folder = tempfile.mkdtemp()
         for kind in ("f32", "bf16", "q8_0"):
-            target = Path(folder) / f"{kind}.gguf"
+            target = folder / f"{kind}.gguf"
             write_gguf(options.gguf, target, kind)
             contenders.append(LlamaCpp(options.llama_cpp, target, kind, options.threads))
     return contenders

@@ -13,11 +13,11 @@ nanochat needs `pip install rustbpe tiktoken filelock`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from contenders import (
 )
 from contenders_hf import HUGGING_FACE
 from machine import busy_cpu_seconds, describe_machine, print_report, print_table, run_child, write_result
+from scratch import scratch
 
 SCRIPT = Path(__file__).resolve()
 CONTENDERS = {
@@ -61,7 +62,12 @@ def main() -> None:
     if options.worker:
         write_result(options.result, work(options))
         return
-    folder = Path(options.folder or tempfile.mkdtemp(prefix="equal-time-")).resolve()
+    with contextlib.ExitStack() as stack:
+        folder = Path(options.folder or stack.enter_context(scratch("equal_time"))).resolve()
+        measure(options, folder)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
     texts = prepare_texts(options, folder / "texts")
     names = [name for name in CONTENDERS if not options.only or name in options.only.split(",")]
     results = {}
@@ -90,7 +96,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--heldout-bytes", type=float, default=200e3, help="most held-out text")
     parser.add_argument("--nanogpt", help="a clone of github.com/karpathy/nanoGPT")
     parser.add_argument("--nanochat", help="a clone of github.com/karpathy/nanochat")
-    parser.add_argument("--folder", help="where to work; kept. By default a temporary folder")
+    parser.add_argument("--folder", help="where to work; kept. By default a temporary folder, removed at the end")
     parser.add_argument("--out", help="write the JSON here as well")
     parser.add_argument("--worker", choices=["train", "score"], help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)

