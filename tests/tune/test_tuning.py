@@ -120,7 +120,13 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("kind", "method", "optimizer"),
-    [("llama", "full", "adamw"), ("qwen3", "lora", "sgd"), ("qwen3", "gradual", "adamw")],
+    [
+        ("llama", "full", "adamw"),
+        ("qwen3", "lora", "sgd"),
+        ("qwen3", "gradual", "adamw"),
+        ("bert", "full", "adamw"),
+        ("gpt2", "lora", "adamw"),
+    ],
 )
 def test_killed_and_resumed_is_bit_identical(
     configure: Callable[..., TuneConfig],
@@ -166,6 +172,23 @@ def test_killed_and_resumed_is_bit_identical(
         for one in curves
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize(("kind", "form"), [("bert", "hub"), ("gpt2", "hub"), ("qwen3", "own")])
+def test_every_part_is_trained_from_the_first_update(
+    configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch, kind: str, form: str
+) -> None:
+    """Dropout works before the first validation too: transformers hands its modules over in evaluation mode."""
+    config = configure(kind, backbone=form, method="lora", steps=1)
+    _, lesson = tuning.prepare_lesson(config, tuning.read_splits(config))
+    real, modes = lesson.objective, []
+
+    def objective(model: torch.nn.Module, batch: Any, /) -> Any:
+        modes.append({module.training for module in model.modules()})
+        return real(model, batch)
+
+    learning.learn(replace(lesson, objective=objective))
+    assert modes == [{True}]
 
 
 def test_the_best_checkpoint_is_really_restored(

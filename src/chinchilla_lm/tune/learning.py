@@ -200,6 +200,7 @@ def _train(
     config, (clock, tell) = lesson.config, watchers
     assert config.steps is not None and config.evaluate_every is not None, config  # noqa: PT018 - one fact: resolved
     last_value = state.best_value
+    lesson.model.train()  # in every part: transformers hands its modules over in evaluation mode, without dropout
     updates = train(
         lesson.model, lesson.batches, lesson.objective, lesson.optimizer, _plan(lesson, state), _place(config)
     )
