@@ -95,7 +95,7 @@ def test_generated_text_is_that_of_its_own_model(ours, theirs):
     )
 
 
-def test_a_task_gives_the_numbers_of_its_own_model(ours, theirs, tmp_path):
+def test_a_task_gives_the_numbers_of_its_own_model(ours, theirs, tmp_path, capsys):
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -104,8 +104,8 @@ def test_a_task_gives_the_numbers_of_its_own_model(ours, theirs, tmp_path):
     (tmp_path / "sea.yaml").write_text(TASK.format(path=path))
     mine = run_harness(*ours, ["sea"], task_folder=tmp_path)["sea"]
     manager = TaskManager(include_path=str(tmp_path))
-    its = lm_eval.simple_evaluate(model=theirs, tasks=["sea"], task_manager=manager, bootstrap_iters=0)
-    for metric in ("acc,none", "acc_norm,none"):
+    its = lm_eval.simple_evaluate(model=theirs, tasks=["sea"], task_manager=manager, bootstrap_iters=1)
+    for metric in ("acc,none", "acc_norm,none", "acc_stderr,none", "acc_norm_stderr,none"):
         assert mine[metric] == its["results"]["sea"][metric]
     with pytest.raises(ConfigError, match="knows no task 'see'"):
         run_harness(*ours, ["see"], task_folder=tmp_path)

@@ -6,8 +6,12 @@ for each choice. Here it asks our `Scorer`, which reads it once. `lm_eval` is th
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import os
+import sys
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from chinchilla_lm.model.transformer import Transformer
 
 DEFAULT_NEW_TOKENS = 256
 """Where a task names no max_gen_toks: the harness's own default."""
+BOOTSTRAP_DRAWS = 1_000
+"""For the standard errors of perplexity, F1 and the like; those of means have a formula. The harness draws 100,000."""
 
 
 def make_harness_model(model: Transformer, scorer: Scorer) -> Any:
@@ -74,10 +80,11 @@ def run_harness(
     if unknown:
         raise ConfigError(f"lm-eval knows no task {unknown[0]!r}; `lm-eval ls tasks` lists them")
     try:
-        results = lm_eval.simple_evaluate(
-            model=harness_model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager,
-            bootstrap_iters=0, log_samples=False,
-        )  # fmt: skip
+        with _kept_in_this_process():
+            results = lm_eval.simple_evaluate(
+                model=harness_model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager,
+                bootstrap_iters=BOOTSTRAP_DRAWS, log_samples=False,
+            )  # fmt: skip
     except (OSError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"the data of {', '.join(tasks)} cannot be had ({reason}); check the network") from None
@@ -85,5 +92,23 @@ def run_harness(
     return {task: _numbers(values) for task, values in results["results"].items()}
 
 
+@contextlib.contextmanager
+def _kept_in_this_process() -> Generator[None]:
+    """Let the harness draw its bootstraps here, not in forks beside torch's threads; it prints, and stdout is ours."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    """Keep the finite numbers; the harness writes "N/A" for an error that it has no formula of."""
+    return {
+        name: float(value) for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
+    }
