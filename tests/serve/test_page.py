@@ -14,6 +14,7 @@ from chinchilla_lm.cli.serve import KEY_VARIABLE, AddressOptions, LimitOptions
 from chinchilla_lm.serve.openai_schema import ChatBody, CompletionBody
 from chinchilla_lm.serve.openapi import openapi_document
 from chinchilla_lm.serve.settings import Limits, ServerSettings
+from chinchilla_lm.serve.translate import MOST_ENTRIES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -52,6 +53,7 @@ def test_the_table_of_limits_is_the_codes():
             else str(one.default)
         )
         assert rows[one.name] == shown, one.name
+    assert f"{MOST_ENTRIES:,} log-probabilities" in PAGE
 
 
 def test_every_field_and_route_is_named():
