@@ -295,6 +295,23 @@ def test_intervals_at_the_ends_of_a_share_stay_inside(tmp_path):
     assert reliability_chart(run) is None
 
 
+def test_the_card_says_what_before_is_and_which_labels_are_known(tmp_path):
+    describe = {"labels": ["negative", "positive"]}
+    classes = {"after": {name: {"f1": 0.5, "support": 9} for name in ("negative", "positive", "taught by nobody")}}
+    record = tune_record(describe=describe, per_class=classes)
+    card = tune_card(write_tune_run(tmp_path / "run", record))
+    assert "Before is the untouched SmolLM2-135M-Instruct on the same rows, asked by a prompt." in card
+    assert "\nnegative, positive.\n" in card
+    alone = tune_card(write_tune_run(tmp_path / "alone", tune_record(metrics_before=None, paired=None)))
+    assert "Before is" not in alone
+    older = {"is_accepted": True, "sentence": "kept", "tasks": []}
+    going_on = tune_card(write_tune_run(tmp_path / "on", tune_record(continual=older)))
+    assert going_on.count("Before is the tuned model that this run goes on from") == 1
+    assert "untouched" not in going_on.partition("## ")[0]
+    tagged = tune_record(task="token-classification", describe={"labels": ["O", "B-PER", "I-PER"]}, per_class=classes)
+    assert "\nPER.\n" in tune_card(write_tune_run(tmp_path / "tagged", tagged))
+
+
 def test_the_card_tells_results_and_limits_as_text(tmp_path):
     record = tune_record(describe={"template": HOSTILE}, model=f"/models/{HOSTILE}")
     card = tune_card(write_tune_run(tmp_path / "run", record))

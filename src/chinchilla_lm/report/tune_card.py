@@ -17,6 +17,7 @@ from chinchilla_lm.report.tune_rows import cost_rows, data_rows, metric_rows, se
 from chinchilla_lm.report.tune_use import load_lines, use_note
 from chinchilla_lm.report.tune_words import (
     added_sentence,
+    before_sentence,
     evaluated_on,
     headline,
     metric_name,
@@ -73,19 +74,20 @@ def tune_card(run_dir: Path | str) -> str:
     """
     run = read_tune_run(run_dir)
     task = run.word("task")
-    per_class = run.table("per_class", "after")
+    labels = _known_labels(run)
     return markdown_template("tune_card.md.jinja").render(
         run=run,
         task=task,
         base=model_name(run),
         hub_task=_HUB_TASKS.get(task, task),
         headline=headline(run).sentences,
+        before="" if run.table("continual") else before_sentence(run),
         metrics=_front_metrics(run),
         table=metric_rows(run),
         tested=tested_words(run),
         split=evaluated_on(run),
-        labels=list(per_class)[:_MOST_CLASSES],
-        more_labels=max(0, len(per_class) - _MOST_CLASSES),
+        labels=labels[:_MOST_CLASSES],
+        more_labels=max(0, len(labels) - _MOST_CLASSES),
         data=data_rows(run),
         added=added_sentence(run),
         settings=setting_rows(run),
@@ -97,6 +99,15 @@ def tune_card(run_dir: Path | str) -> str:
         notes=notes(run),
         version=chinchilla_lm.__version__,
     )
+
+
+def _known_labels(run: TuneRun) -> list[str]:
+    """Return what the model can answer; measured classes may hold labels of test rows that it was never taught."""
+    described = run.table("describe").get("labels")
+    known = [str(label) for label in described] if isinstance(described, list) else []
+    if run.word("task") == "token-classification":
+        known = [label[2:] for label in known if label.startswith("B-")]
+    return known or list(run.table("per_class", "after"))
 
 
 def _front_metrics(run: TuneRun) -> list[dict[str, Any]]:

@@ -103,7 +103,17 @@ def headline(run: TuneRun) -> Headline:
         return Headline(sentences=(f"{done}: {where} is {write(metric, after)}{spread}.", why), verdict="alone")
     verdict = verdict_of(run)
     first = f"{done}: {where} went from {write(metric, before)} to {write(metric, after)}."
-    return Headline(sentences=(first, _difference_sentence(run, verdict)), verdict=verdict)
+    goes_on = (before_sentence(run),) if run.table("continual") else ()
+    return Headline(sentences=(first, _difference_sentence(run, verdict), *goes_on), verdict=verdict)
+
+
+def before_sentence(run: TuneRun) -> str:
+    """Say what "before" is; empty where there is none."""
+    if run.value("before") is None:
+        return ""
+    if run.table("continual"):
+        return "Before is the tuned model that this run goes on from, on the same rows."
+    return f"Before is the untouched {model_name(run)} on the same rows, asked by a prompt."
 
 
 def verdict_of(run: TuneRun) -> Verdict:
