@@ -67,7 +67,15 @@ def test_domains_are_priced_together_and_apart(tiny_model, capsys, tmp_path):
     for name, text in (("sea", "the sea was calm and the sailor sang"), ("cook", "the cook said no")):
         (tmp_path / f"{name}.txt").write_text(text)
     places = [str(tmp_path / f"{name}.txt") for name in ("sea", "cook")]
-    record = ask(capsys, tiny_model, "--corpus", places[0], "--corpus", places[1], "--by-domain")
+    words = (tiny_model, "--corpus", places[0], "--corpus", places[1])
+    record = ask(capsys, *words, "--by-domain", "--out", tmp_path / "domains.json")
+    assert json.loads((tmp_path / "domains.json").read_text()) == record
+    (tmp_path / "sea.txt").write_text("the sea was calm and the sailor sang to the cook " * 60)
+    measured = ask(capsys, *words, "--out", tmp_path / "eval.json")
+    assert json.loads((tmp_path / "eval.json").read_text()) == measured
+    (tmp_path / "file").touch()
+    assert run_command(["eval", *map(str, words), "--json", "--out", str(tmp_path / "file" / "eval.json")]) == 2
+    assert json.loads(capsys.readouterr().out) == measured  # what was measured is told, though it cannot be kept
     whole, *parts = record["domains"]
     assert whole["domain"] == "all"
     assert {one["domain"] for one in parts} == set(places)

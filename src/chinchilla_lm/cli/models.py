@@ -17,6 +17,7 @@ from chinchilla_lm.cli.options import JsonFlag
 from chinchilla_lm.cli.suites import SuiteOptions
 from chinchilla_lm.cli.terminal import SamplingOptions, visible
 from chinchilla_lm.core.errors import DataError
+from chinchilla_lm.core.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -104,7 +105,7 @@ def evaluate(
     if by_domain or suites.stride is not None:
         from chinchilla_lm.cli.suites import evaluate_domains
 
-        evaluate_domains(model, corpus, suites.stride, is_json=json)
+        evaluate_domains(model, corpus, suites, is_json=json)
         return
     from chinchilla_lm.evals.loading import load_for_evaluation
     from chinchilla_lm.evals.perplexity import evaluate as measure
@@ -112,14 +113,17 @@ def evaluate(
     loaded = load_for_evaluation(model)
     heldout = _held_out(model, loaded, corpus=corpus, data=data, max_tokens=max_tokens)
     result = measure(loaded.model, heldout)
+    record = {"schema": "eval/1", **result.to_dict()}
     if json:
-        _print_json({"schema": "eval/1", **result.to_dict()})
-        return
-    error = "" if result.loss_se is None else f" +- {result.loss_se:.4f}"
-    print(f"loss           {result.loss:.4f}{error} nats per token")
-    print(f"bits per byte  {result.bits_per_byte:.4f}")
-    print(f"perplexity     {result.perplexity:.2f} per token")
-    print(f"measured on    {result.tokens:,} tokens, {result.bytes:,} bytes")
+        _print_json(record)
+    else:
+        error = "" if result.loss_se is None else f" +- {result.loss_se:.4f}"
+        print(f"loss           {result.loss:.4f}{error} nats per token")
+        print(f"bits per byte  {result.bits_per_byte:.4f}")
+        print(f"perplexity     {result.perplexity:.2f} per token")
+        print(f"measured on    {result.tokens:,} tokens, {result.bytes:,} bytes")
+    if suites.out is not None:  # after printing: a full disk loses the file, not what was measured
+        write_json(suites.out, record)
 
 
 def _held_out(

@@ -121,12 +121,12 @@ def prompt(
     templates = fitting_templates(task, options.language, labelled, named)
     template, result, searched = _answer(load_for_evaluation(model), given, templates, options, console)
     record = prompt_record(template, result, searched=searched, model=str(model))
-    if out is not None:
-        write_prompt_folder(out, record, result, given)
     if json:
         print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
     for line in _lines(record):
         console.print(visible(line), markup=False)
+    if out is not None:  # after printing: a full disk loses the files, not what was measured
+        write_prompt_folder(out, record, result, given)
 
 
 def _read(

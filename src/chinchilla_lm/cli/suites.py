@@ -81,21 +81,20 @@ def evaluate_suites(model: Path, options: SuiteOptions, *, is_json: bool) -> Non
         from chinchilla_lm.evals.harness import run_harness
 
         record["harness"] = run_harness(loaded.model, scorer, options.harness, shots=options.shots, limit=options.limit)
-    if options.out is not None:
+    lines = [json_format.dumps(record, ensure_ascii=False, allow_nan=False)] if is_json else _lines(record)
+    for line in lines:
+        print(line if is_json else visible(line))
+    if options.out is not None:  # after printing: a full disk loses the file, not what was measured
         write_json(options.out, record)
-    if is_json:
-        print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
-        return
-    for line in _lines(record):
-        print(visible(line))
 
 
-def evaluate_domains(model: Path, corpus: Sequence[str], stride: int | None, *, is_json: bool) -> None:
+def evaluate_domains(model: Path, corpus: Sequence[str], options: SuiteOptions, *, is_json: bool) -> None:
     """Price whole documents by sliding windows, together and source by source.
 
     Raises:
         DataError: no text.
     """
+    from chinchilla_lm.core.files import write_json
     from chinchilla_lm.data.documents import Document, read_documents
     from chinchilla_lm.evals.loading import load_for_evaluation
     from chinchilla_lm.evals.sliding import score_documents
@@ -112,17 +111,17 @@ def evaluate_domains(model: Path, corpus: Sequence[str], stride: int | None, *, 
             source_of[id(document)] = source
             documents.append(document)
     scores = score_documents(
-        loaded.model, loaded.tokenizer, documents, start_id=loaded.start_id, stride=stride,
+        loaded.model, loaded.tokenizer, documents, start_id=loaded.start_id, stride=options.stride,
         domain_of=lambda document: source_of[id(document)],
     )  # fmt: skip
+    record = {"schema": "domains/1", "domains": [asdict(one) for one in scores]}
     if is_json:
-        print(
-            json_format.dumps({"schema": "domains/1", "domains": [asdict(one) for one in scores]}, ensure_ascii=False)
-        )
-        return
-    for one in scores:
+        print(json_format.dumps(record, ensure_ascii=False))
+    for one in () if is_json else scores:
         error = "" if one.bits_per_byte_se is None else f" +- {one.bits_per_byte_se:.4f}"
         print(visible(f"{one.domain:32} {one.bits_per_byte:.4f}{error} bits per byte, {one.documents} documents"))
+    if options.out is not None:
+        write_json(options.out, record)
 
 
 def _read(
