@@ -182,6 +182,14 @@ def test_a_label_that_training_never_saw_counts_as_missed(
     assert task.measure(task.predict(model, rows), rows).value <= 0.75
 
 
+def test_labels_that_read_the_same_are_refused(tiny_folder: Folder, sentiment_rows: list[dict[str, Any]]) -> None:
+    rows, folder = [*sentiment_rows, {"text": "x", "label": "pos"}], tiny_folder("qwen3")
+    with pytest.raises(ConfigError, match="'pos' and 'positive' are both 'positive' to the model; name one"):
+        make(folder, rows)
+    for named in ({"label_words": {"pos": "good"}}, {"head": "fresh"}):
+        assert make(folder, rows, **named)[1].labels == ("negative", "pos", "positive")
+
+
 def test_language_and_means() -> None:
     assert language_of(["今天的天气很好"]) == "zh"
     assert language_of(["a film by 王家卫, shot in Hong Kong"]) == "en"

@@ -32,7 +32,7 @@ from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.backbone import Backbone, last_states, pad_rows, split_by_length
 from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.label_sets import labels_of, start_at_base_rates
+from chinchilla_lm.tune.label_sets import all_labels, labels_of, refuse_same_words, start_at_base_rates
 from chinchilla_lm.tune.prompted_tokenizer import add_prompt, spells_whole, word_ids
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel
 
@@ -319,10 +319,10 @@ def make_classification(config: TuneConfig, train_rows: Sequence[Row], backbone:
 
     Raises:
         DataError: fewer than two labels.
-        ConfigError: a head or a label word that does not fit.
+        ConfigError: a head or a label word that does not fit, or two labels of the same word.
     """
     is_multilabel = any(not isinstance(row["label"], str) for row in train_rows)
-    labels = _all_labels(train_rows)
+    labels = all_labels(train_rows)
     if len(labels) < (1 if is_multilabel else 2):
         raise DataError(f"the training rows have {len(labels)} labels ({', '.join(labels)}); classification needs two")
     head = _choose_head(config, backbone, labels, len(train_rows), is_multilabel=is_multilabel)
@@ -330,7 +330,7 @@ def make_classification(config: TuneConfig, train_rows: Sequence[Row], backbone:
     unknown = [label for label in config.label_words if label not in labels]
     if unknown:
         raise ConfigError(f"label_words names {unknown[0]!r}, but the labels are {', '.join(labels[:20])}; correct it")
-    return Classification(
+    task = Classification(
         config,
         backbone,
         labels,
@@ -339,6 +339,9 @@ def make_classification(config: TuneConfig, train_rows: Sequence[Row], backbone:
         train_rows=train_rows,
         is_multilabel=is_multilabel,
     )
+    if head == "label-words":
+        refuse_same_words({label: (task._word(label), ids) for label, ids in task._word_ids().items()})
+    return task
 
 
 def mean_states(x_btd: Tensor, lengths_b: Tensor) -> Tensor:
@@ -352,13 +355,6 @@ def language_of(texts: Sequence[str]) -> str:
     sample = "".join(texts[:200])
     chinese = sum("\u4e00" <= character <= "\u9fff" for character in sample)
     return "zh" if chinese > _CHINESE_SHARE * max(1, len(sample)) else "en"
-
-
-def _all_labels(rows: Sequence[Row]) -> tuple[str, ...]:
-    found = {label for row in rows for label in labels_of(row)}
-    if all(label.removeprefix("-").isdecimal() for label in found):
-        return tuple(sorted(found, key=lambda label: (int(label), label)))  # "1" and "01" are two, always in one order
-    return tuple(sorted(found))
 
 
 def _choose_head(

@@ -1,4 +1,4 @@
-"""The first weights of a head for several labels a row: each label begins as likely as it is among the rows.
+"""Labels of rows; the first weights of a head for several labels a row: each as likely as it is among the rows.
 
 A label has its own yes or no, and the head of a decoder's class (LlamaForSequenceClassification) has no bias. Rows of
 label words less their mean, which serve one label a row, fail here: their logits sum to zero, so that about half of the
@@ -12,11 +12,12 @@ Axes: n rows, d width, k labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.tune.task import Row
 
 RATE_ROWS = 64
@@ -26,6 +27,33 @@ RATE_ROWS = 64
 def labels_of(row: Row) -> list[str]:
     """Return a row's labels, whether it is written as one or as a list."""
     return [row["label"]] if isinstance(row["label"], str) else list(row["label"])
+
+
+def all_labels(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return every label of some rows: numbers by value, others by letter, always in one order."""
+    found = {label for row in rows for label in labels_of(row)}
+    if all(label.removeprefix("-").isdecimal() for label in found):
+        return tuple(sorted(found, key=lambda label: (int(label), label)))  # "1" and "01" are two
+    return tuple(sorted(found))
+
+
+def refuse_same_words(words: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+    """Refuse labels whose words have the same tokens: rows that stay as they are could never tell them apart.
+
+    Args:
+        words: label -> its word and the ids of that.
+
+    Raises:
+        ConfigError: names the two.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for label, (word, ids) in words.items():
+        other = seen.setdefault(tuple(sorted(ids)), label)
+        if other != label:
+            raise ConfigError(
+                f"the labels {other!r} and {label!r} are both {word!r} to the model; name one of them by label_words, "
+                f'such as {label}=..., or write head = "fresh"'
+            )
 
 
 def base_rate_logits(rows: Sequence[Row], labels: Sequence[str]) -> Tensor:
