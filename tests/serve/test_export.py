@@ -124,6 +124,14 @@ def test_a_second_end_of_text_is_the_end_of_turn(folder, tmp_path):
     assert (text.special.eos, text.end_of_turn) == (0, 5)
 
 
+def test_an_end_that_only_generation_config_names_is_the_files_eos(folder, tmp_path):
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    edit(folder / "generation_config.json", eos_token_id=[5, 7])
+    edit(folder / "config.json", eos_token_id=5)
+    _, text = read_gguf(export_model(folder, "gguf", tmp_path / "m.gguf").path)
+    assert (text.special.eos, text.end_of_turn) == (5, 7)
+
+
 def test_a_tokenizer_that_composes_characters_is_compared_on_composed_text(folder, tmp_path):
     edit(folder / "tokenizer.json", normalizer={"type": "NFC"})
     tokenizer = load_tokenizer(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,14 @@ def folder_commands(folder: Path, blocked: Sequence[str]) -> tuple[str, ...]:
 
 
 def _write_gguf(source: Source, path: Path, precision: str) -> None:
-    further = [index for index in source.end_ids if index != source.special.eos]
+    # A file without an eos token ends texts at token 11: llama.cpp's default for byte-level BPE, whatever that is.
+    special = source.special
+    if special.eos is None and source.end_ids:
+        special = replace(special, eos=source.end_ids[0])
+    further = [index for index in source.end_ids if index != special.eos]
     text = GgufText(
         tokenizer=describe_tokenizer(source.folder, source.model.shape.vocab),
-        special=source.special,
+        special=special,
         end_of_turn=further[0] if further else None,
         chat_template=source.chat_template,
     )
