@@ -336,6 +336,26 @@ def test_a_record_that_cannot_be_drawn_leaves_a_page(make_run: Any, value: Any) 
     assert report(folder).text
 
 
+@pytest.mark.parametrize("value", [3, "x", [3], {"a": 3}, True])
+def test_an_inner_part_of_another_kind_is_left_out_and_named(make_run: Any, value: Any) -> None:
+    folder = make_run(curve_points=3)
+    inner = {"law": ("rungs", "line"), "forecast": ("candidates", "backtests", "shape", "bits_per_byte"),
+             "env": ("speeds", "matmul_flops_per_s"), "eval": ("samples", "tasks")}  # fmt: skip
+    for name, parts in inner.items():
+        record = read_json(folder / f"{name}.json")
+        write_json(folder / f"{name}.json", {**record, **dict.fromkeys(parts, value)})
+    assert "of another kind, left out." in report(folder).text
+
+
+def test_one_run_is_called_one_run(make_run: Any) -> None:
+    folder = make_run(curve_points=3)
+    trials = (folder / "sweep" / "records.jsonl").read_text().splitlines()
+    (folder / "sweep" / "records.jsonl").write_text(trials[0] + "\n")
+    words = report(folder).text
+    assert "1 run at 1 amount of compute." in words
+    assert "The one run of the sweep" in words
+
+
 def test_back_tests_of_single_runs_are_in_the_table_and_not_in_the_figure(make_run: Any) -> None:
     folder = make_run(curve_points=3)
     page = report(folder)

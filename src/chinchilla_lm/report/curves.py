@@ -10,7 +10,7 @@ from typing import Any
 
 from chinchilla_lm.core.units import format_count, format_flops, format_seconds
 from chinchilla_lm.report.chart import Band, Chart, Layer, Line, Marks, Point, Span, axis_over, bin_means, ramp_colour
-from chinchilla_lm.report.points import LOSS_LABEL, interval_label, loss_axis, loss_bounds, rungs_of
+from chinchilla_lm.report.points import LOSS_LABEL, counted, interval_label, loss_axis, loss_bounds, rungs_of
 from chinchilla_lm.report.rundir import Record, Run, is_number
 
 SWEEP_CURVE_BINS = 80
@@ -69,7 +69,7 @@ def training_chart(run: Run) -> Chart | None:
                 colour = ramp_colour(index, len(groups))
                 layers.append(Line(label=label, colour=colour, points=curve, width=1.0, is_faint=True))
     final = bin_means([(float(step["tokens"]), float(step["loss"])) for step in run.steps], bins=FINAL_CURVE_BINS)
-    if final:
+    if len(final) > 1:  # after the first update there is no curve yet
         layers += _interval_at_the_end(run)
         layers.append(Line(label="final model, training", colour="actual", points=final, width=2.4))
     held_out = tuple(_evaluation_point(record) for record in run.evaluations if record["tokens"] > 0)
@@ -82,11 +82,11 @@ def training_chart(run: Run) -> Chart | None:
     # Three decades: before that every curve sits on the same plateau, and the end is what matters.
     first = max(x for x, _ in points) / 1e3
     shown = [(x, y) for x, y in points if x >= first]
-    curves = sum(isinstance(layer, Line) for layer in layers)
+    curves = counted(sum(isinstance(layer, Line) for layer in layers), "loss curve")
     return Chart(
         name="training",
         title="Loss during training",
-        summary=f"{curves} loss curves over the tokens trained on; the first thousandth is cut off. Lower is better.",
+        summary=f"{curves} over the tokens trained on; the first thousandth is cut off. Lower is better.",
         x=axis_over((x for x, _ in shown), "tokens", is_log=True, unit="count", margin=0.03),
         y=axis_over((y for _, y in shown), LOSS_LABEL, is_log=True),
         layers=tuple(layers),

@@ -24,7 +24,7 @@ from chinchilla_lm.report.chart import (
     ramp_colour,
     tick_text,
 )
-from chinchilla_lm.report.points import LOSS_LABEL, interval_label, loss_axis, loss_bounds, rungs_of
+from chinchilla_lm.report.points import LOSS_LABEL, counted, interval_label, loss_axis, loss_bounds, rungs_of
 from chinchilla_lm.report.rundir import Record, Run, is_number, read_run
 from chinchilla_lm.report.surface import LawSurface, params_name, params_of
 
@@ -255,7 +255,7 @@ def _rung_text(rung: Record) -> str:
 
 
 def _isoflop_summary(run: Run, groups: Sequence[tuple[float, list[Record]]], surface: LawSurface | None) -> str:
-    words = f"{len(run.trials)} runs at {len(groups)} amounts of compute."
+    words = f"{counted(len(run.trials), 'run')} at {counted(len(groups), 'amount')} of compute."
     if surface is None:
         return words + " No law has been fitted to them yet."
     flops = groups[-1][0]
@@ -267,7 +267,7 @@ def _isoflop_summary(run: Run, groups: Sequence[tuple[float, list[Record]]], sur
 
 
 def _compute_summary(run: Run, found: Sequence[Point]) -> str:
-    words = f"The best loss at {len(found)} amounts of compute." if found else ""
+    words = f"The best loss at {counted(len(found), 'amount')} of compute." if found else ""
     if run.forecast is not None:
         words += f" At {format_flops(run.forecast['flops'])} the forecast is {run.forecast['loss']:.4f}."
     if run.evaluation is not None:

@@ -13,6 +13,11 @@ Z90 = 1.645
 """Half-width of a 90 % interval in standard errors of a normal distribution."""
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: `1 run`, `1,000 runs`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def interval_label(forecast: Record) -> str:
     """The name of a forecast's interval: `90 % interval`."""
     level = forecast.get("level", 0.9)

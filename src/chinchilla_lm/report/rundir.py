@@ -32,6 +32,14 @@ _NEEDED = {
     "stage": ("seconds",),
 }
 
+# What these records hold inside: tables by name, or lists of them; what is of another kind is left out.
+_TABLES = {
+    "law": ("intervals", "line"),
+    "forecast": ("flat_band", "bits_per_byte", "shape", "tasks"),
+    "env": ("matmul_flops_per_s",),
+    "eval": ("predicted", "tasks", "transformers_check"),
+}
+_LISTS = {"law": ("rungs",), "forecast": ("candidates", "backtests"), "env": ("speeds",), "eval": ("samples",)}
 _LARGEST_NUMBER = 1e100  # no size, loss or compute comes near it, and margins and products of such numbers stay finite
 
 
@@ -158,7 +166,21 @@ def _value(path: Path, kind: str, problems: list[str]) -> Record | None:
     if missing := _missing(record, kind):
         problems.append(f"{path.name} has no finite {', '.join(missing)}, so it is left out.")
         return None
-    return record
+    strange = _strange_parts(record, kind)
+    problems += [
+        f"{path.name}: {name} is a {type(record[name]).__name__} of another kind, left out." for name in strange
+    ]
+    return {name: value for name, value in record.items() if name not in strange}
+
+
+def _strange_parts(record: Record, kind: str) -> list[str]:
+    """Name the inner tables and lists that are none; null stands for an absent one."""
+    found = [name for name in _TABLES.get(kind, ()) if not isinstance(record.get(name) or {}, Mapping)]
+    for name in _LISTS.get(kind, ()):
+        rows = record.get(name) or []
+        if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+            found.append(name)
+    return found
 
 
 def _additive_law(law: Record | None, problems: list[str]) -> AdditiveLaw | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from chinchilla_lm.core.errors import ChinchillaError
 from chinchilla_lm.core.units import Budget, format_count, format_flops, format_seconds, parse_budget
-from chinchilla_lm.report.points import interval_label
+from chinchilla_lm.report.points import counted, interval_label
 from chinchilla_lm.report.rundir import Record, Run, is_number
 
 Verdict = Literal["inside", "outside", "waiting"]
@@ -191,7 +191,8 @@ def _forecast_sentences(run: Run) -> list[str]:
     if forecast is None:
         if run.evaluation is not None:
             return []
-        done = f"{len(run.trials)} sweep runs are done. " if run.trials else ""
+        verb = "is" if len(run.trials) == 1 else "are"
+        done = f"{counted(len(run.trials), 'sweep run')} {verb} done. " if run.trials else ""
         return [done + "There is no forecast yet."]
     sentence = (
         f"Before training, we predicted a held-out loss of {forecast['loss']:.3f} nats per token "
