@@ -140,6 +140,11 @@ class Study:
             self.directory.path, _BYTES_PER_PARAM * total, "the checkpoints and the model of a run of this budget"
         )
         wanted_bytes = _TEXT_MARGIN * _MOST_BYTES_PER_TOKEN * ladder.final_flops / 6 / params
+
+        def report(done: int, total: int) -> None:
+            self.directory.tick()
+            self.progress.advance(done / max(total, 1), None, None)
+
         with self.directory.stage("prepare"):
             self.progress.stage("prepare", f"{', '.join(self.config.corpus)}: vocabulary {vocab}")
             return prepare(
@@ -148,7 +153,7 @@ class Study:
                 vocab=vocab,
                 max_bytes=max(1 << 20, int(wanted_bytes)),
                 seed=self.config.seed,
-                progress=lambda done, total: self.progress.advance(done / max(total, 1), None, None),
+                progress=report,
             )
 
     def sweep(self, environment: dict[str, Any], manifest: Manifest, pool: Callable[[], WorkerPool]) -> None:
