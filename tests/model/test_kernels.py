@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from chinchilla_lm.core import files
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.model import compiling, kernels
@@ -256,6 +260,32 @@ def test_a_broken_compiler_is_a_reason_and_not_an_error(monkeypatch, tmp_path):
     compiling._load_kernels.cache_clear()
     assert result.mode == "plain"
     assert "no such luck" in result.reason
+
+
+def test_a_full_disk_is_the_reason_before_the_compiler_has_run(monkeypatch, tmp_path):
+    asked = tmp_path / "asked"
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\ntouch {asked}\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
+    compiling._load_kernels.cache_clear()
+    result = compile_blocks(Transformer(QWEN3), "kernels")
+    compiling._load_kernels.cache_clear()
+    assert result.mode == "plain"
+    assert "compiled kernels need about 4 MiB, and 1000 B are free" in result.reason
+    assert not asked.exists()
+
+
+def test_a_cache_that_cannot_be_written_leaves_no_folder_behind(tmp_path):
+    (tmp_path / "cache").touch()  # a file where the folder should be
+    (tmp_path / "tmp").mkdir()
+    code = "from chinchilla_lm.model.compiling import _cache_folder as f; assert f() == f(); print(f())"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert str(tmp_path / "tmp") in done.stdout
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_an_unknown_mode_is_refused():

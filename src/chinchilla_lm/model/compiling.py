@@ -9,6 +9,7 @@ A missing or broken compiler never stops a run: the plain form is used and the r
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chinchilla_lm.core.errors import ChinchillaError, ModelError
-from chinchilla_lm.core.files import explain_os_error
+from chinchilla_lm.core.files import explain_os_error, require_space
 from chinchilla_lm.model import kernels
 from chinchilla_lm.model.transformer import Transformer
 
@@ -41,6 +42,7 @@ _FLAG_SETS = (  # tried in turn; the later ones are for compilers without OpenMP
     f"{_COMMON} -march=native",
     _COMMON,
 )
+_COMPILE_BYTES = 4 << 20  # the compiler's own files and a library of .1 MB
 _COMPILE_SECONDS_MOST = 120.0  # it takes 4 to 15 seconds; a compiler that takes longer hangs
 
 
@@ -129,6 +131,7 @@ def compiled_library(compiler: list[str], sources: tuple[Path, ...]) -> Path:
 
     Raises:
         ModelError: it does not compile; the compiler's first error.
+        DataError: the disk has no room for it.
     """
     identity = "\0".join(
         (*(path.read_text() for path in sources), *compiler, *_FLAG_SETS, platform.machine(), _processor())
@@ -137,28 +140,40 @@ def compiled_library(compiler: list[str], sources: tuple[Path, ...]) -> Path:
     folder = _cache_folder()
     if (folder / name).is_file():
         return folder / name
+    for place in (folder, Path(tempfile.gettempdir())):  # a compiler says so only after minutes, once for each flag set
+        require_space(place, _COMPILE_BYTES, "compiled kernels")
     temporary = folder / f".{name}.{os.getpid()}.tmp"
     error = ""
-    for flags in _FLAG_SETS:
-        command = [*compiler, *flags.split(), "-o", str(temporary), str(sources[0])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS_MOST, check=False)
-        if done.returncode == 0:
-            with explain_os_error(folder / name):
-                os.replace(temporary, folder / name)
-            return folder / name
-        error = error or done.stderr
-    temporary.unlink(missing_ok=True)
+    try:
+        for flags in _FLAG_SETS:
+            command = [*compiler, *flags.split(), "-o", str(temporary), str(sources[0])]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS_MOST, check=False)
+            if done.returncode == 0:
+                with explain_os_error(folder / name):
+                    os.replace(temporary, folder / name)
+                return folder / name
+            error = error or done.stderr
+    finally:
+        temporary.unlink(missing_ok=True)
     raise ModelError(_first_line(error) or "the compiler failed without a message")
 
 
 def _cache_folder() -> Path:
-    """$XDG_CACHE_HOME/chinchilla_lm or ~/.cache/chinchilla_lm; a private temporary folder if that is not writable."""
+    """$XDG_CACHE_HOME/chinchilla_lm or ~/.cache/chinchilla_lm; a folder of this process if that is not writable."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chinchilla_lm"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="chinchilla_lm-"))
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="chinchilla_lm-"))
+        return _private_folder()
+    return folder if os.access(folder, os.W_OK) else _private_folder()
+
+
+@functools.cache
+def _private_folder() -> Path:
+    """A temporary folder that goes with the process."""
+    folder = tempfile.mkdtemp(prefix="chinchilla_lm-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _processor() -> str:
