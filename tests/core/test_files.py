@@ -292,6 +292,7 @@ def test_only_the_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> Non
     alive, other = files.temporary_beside(tmp_path / "c"), tmp_path / "notes.tmp"
     alive.touch()
     other.touch()
+    assert files.clean_temporaries(tmp_path, "c") == []  # of one file alone, in a folder that is not ours
     assert files.clean_temporaries(tmp_path) == [dead_file, dead_folder]
     assert sorted(tmp_path.iterdir()) == sorted([alive, other])
     assert files.clean_temporaries(tmp_path / "absent") == []

@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +165,19 @@ def test_weights_that_do_not_fit_on_the_disk_are_refused_before_they_are_made(tm
     with pytest.raises(DataError, match=r"the weights of the model need about .* and 1000 B are free"):
         save_model(random_model(QWEN3), tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path, text):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = [tmp_path / f".{name}.{killed.pid}.tmp" for name in ("m", "m.gguf", "another")]
+    for folder in left[::2]:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"gigabytes")
+    left[1].write_bytes(b"gigabytes")
+    save_model(random_model(QWEN3), tmp_path / "m")
+    write_gguf(random_model(QWEN3), tmp_path / "m.gguf", text)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left[2].name, "m", "m.gguf"]  # others' is not ours
 
 
 def test_a_torn_file_is_refused(tmp_path, text):

@@ -165,11 +165,12 @@ def replace_directory(temporary: Path | str, final: Path | str) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def clean_temporaries(folder: Path | str) -> list[Path]:
+def clean_temporaries(folder: Path | str, name: str = "") -> list[Path]:
     """Remove what crashed processes left half written in a folder (not in its subfolders).
 
     Args:
         folder: where to look; an absent folder has nothing to clean.
+        name: of the one file or folder whose leavings go, in a folder that is not ours alone.
 
     Returns:
         The files and folders removed: those named by `temporary_beside` whose process is gone.
@@ -179,7 +180,7 @@ def clean_temporaries(folder: Path | str) -> list[Path]:
         return removed
     for path in sorted(Path(folder).iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or _is_alive(int(match[1])):
+        if match is None or not path.name.startswith(f".{name}") or _is_alive(int(match[1])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from chinchilla_lm.core.errors import ConfigError, ModelError
-from chinchilla_lm.core.files import explain_os_error, require_space, temporary_beside
+from chinchilla_lm.core.files import clean_temporaries, explain_os_error, require_space, temporary_beside
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.model.gguf_tokenizer import GgufTokenizer
 from chinchilla_lm.model.huggingface import READABLE_BY_ALL, export_tensors
@@ -89,6 +89,7 @@ def write_gguf(
     require_space(target.parent, needed_bytes, f"the weights of {target.name}")
     with explain_os_error(target, needed_bytes=needed_bytes):
         target.parent.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(target.parent, target.name)
         try:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()

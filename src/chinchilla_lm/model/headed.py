@@ -26,6 +26,7 @@ from torch import Tensor
 
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.files import (
+    clean_temporaries,
     explain_os_error,
     read_json,
     replace_directory,
@@ -110,6 +111,7 @@ def save_headed_model(model: HeadedModel, folder: Path, *, tokenizer_folder: Pat
     tensors = _trunk_tensors(model.trunk, model.kind)
     temporary = temporary_beside(target)
     with explain_os_error(target, needed_bytes=sum(4 * tensor.numel() for tensor in tensors.values())):
+        clean_temporaries(target.parent, target.name)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from chinchilla_lm.core.errors import ModelError
 from chinchilla_lm.core.files import (
+    clean_temporaries,
     explain_os_error,
     read_json,
     replace_directory,
@@ -77,6 +78,7 @@ def save_model(
     needed_bytes = sum(dtype.itemsize * tensor.numel() for tensor in tensors.values())
     require_space(target, needed_bytes, "the weights of the model")
     with explain_os_error(target, needed_bytes=needed_bytes):
+        clean_temporaries(target.parent, target.name)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:

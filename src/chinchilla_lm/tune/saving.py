@@ -24,7 +24,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from chinchilla_lm.core.files import explain_os_error, read_json, replace_directory, temporary_beside, write_json
+from chinchilla_lm.core.files import (
+    clean_temporaries,
+    explain_os_error,
+    read_json,
+    replace_directory,
+    temporary_beside,
+    write_json,
+)
 from chinchilla_lm.model.headed import HEAD_NAMES, OWN_HEAD_FILE, HeadedModel, Kind, save_headed_model
 from chinchilla_lm.model.huggingface import save_model, write_weights
 from chinchilla_lm.tune.adapter_files import adapter_of, save_adapter
@@ -64,6 +71,8 @@ def save_tuned(model: TunedModel, task: Task, folder: Path, config: TuneConfig) 
     tokenizer = getattr(task, "tokenizer", backbone.tokenizer)
     temporary = temporary_beside(folder.absolute())
     with explain_os_error(folder):
+        for name in (folder.name, "adapter"):
+            clean_temporaries(folder.absolute().parent, name)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             if isinstance(backbone, OwnBackbone):
