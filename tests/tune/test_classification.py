@@ -15,6 +15,7 @@ from chinchilla_lm.core.errors import ConfigError, DataError
 from chinchilla_lm.tune.backbone import load_backbone
 from chinchilla_lm.tune.classification import Classification, language_of, make_classification, mean_states
 from chinchilla_lm.tune.config import TuneConfig
+from chinchilla_lm.tune.label_sets import labels_alike
 from chinchilla_lm.tune.prompted_tokenizer import add_prompt, fill, word_ids
 from chinchilla_lm.tune.saving import save_tuned
 from chinchilla_lm.tune.task import TunedModel
@@ -163,7 +164,8 @@ def test_head_and_labels_follow_the_rules(tiny_folder: Folder, sentiment_rows: l
     assert head(sentiment_rows, method="head") == "fresh"
     strange = [{**row, "label": {"positive": "龘", "negative": "齉"}.get(row["label"], "靐")} for row in sentiment_rows]
     assert head(strange) == "fresh"  # words that the tokenizer spells in bytes
-    assert head(strange, label_words={row["label"]: "good" for row in strange}) == "label-words"
+    words = dict(zip(dict.fromkeys(row["label"] for row in strange), ("good", "bad", "great"), strict=False))
+    assert head(strange, label_words=words) == "label-words"
     with pytest.raises(ConfigError, match="span"):
         head(sentiment_rows, head="span")
     with pytest.raises(ConfigError, match="'happy'.*negative, positive"):
@@ -182,12 +184,18 @@ def test_a_label_that_training_never_saw_counts_as_missed(
     assert task.measure(task.predict(model, rows), rows).value <= 0.75
 
 
-def test_labels_that_read_the_same_are_refused(tiny_folder: Folder, sentiment_rows: list[dict[str, Any]]) -> None:
-    rows, folder = [*sentiment_rows, {"text": "x", "label": "pos"}], tiny_folder("qwen3")
-    with pytest.raises(ConfigError, match="'pos' and 'positive' are both 'positive' to the model; name one"):
-        make(folder, rows)
-    for named in ({"label_words": {"pos": "good"}}, {"head": "fresh"}):
-        assert make(folder, rows, **named)[1].labels == ("negative", "pos", "positive")
+def test_labels_of_the_same_tokens_get_a_head_that_can_tell_them_apart(
+    tiny_folder: Folder, sentiment_rows: list[dict[str, Any]]
+) -> None:
+    """Numbers cut into digits, as SmolLM2 cuts them: the mean rows of "12" and "21" are one row."""
+    assert labels_alike({"3": [7], "12": [5, 6], "21": [6, 5]}) == ("12", "21")
+    folder, rows = tiny_folder("qwen3"), [*sentiment_rows, {"text": "x", "label": "pos"}]  # read as "positive", too
+    assert make(folder, sentiment_rows)[1].describe()["head"] == "label-words"
+    assert make(folder, rows)[1].describe()["head"] == "fresh"
+    with pytest.raises(ConfigError, match="'pos' and 'positive' have words of the same tokens, which no tuning"):
+        make(folder, rows, head="label-words")
+    named = make(folder, rows, head="label-words", label_words={"pos": "good"})[1]
+    assert named.labels == ("negative", "pos", "positive")
 
 
 def test_language_and_means() -> None:

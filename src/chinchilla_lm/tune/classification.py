@@ -32,7 +32,7 @@ from chinchilla_lm.metrics.measures import Measures
 from chinchilla_lm.tune.backbone import Backbone, last_states, pad_rows, split_by_length
 from chinchilla_lm.tune.batches import trim
 from chinchilla_lm.tune.config import TuneConfig
-from chinchilla_lm.tune.label_sets import all_labels, labels_of, refuse_same_words, start_at_base_rates
+from chinchilla_lm.tune.label_sets import all_labels, labels_alike, labels_of, start_at_base_rates
 from chinchilla_lm.tune.prompted_tokenizer import add_prompt, spells_whole, word_ids
 from chinchilla_lm.tune.task import Item, Prediction, Progress, Row, TunedModel
 
@@ -319,7 +319,7 @@ def make_classification(config: TuneConfig, train_rows: Sequence[Row], backbone:
 
     Raises:
         DataError: fewer than two labels.
-        ConfigError: a head or a label word that does not fit, or two labels of the same word.
+        ConfigError: a head or a label word that does not fit, or two labels whose words are the same tokens.
     """
     is_multilabel = any(not isinstance(row["label"], str) for row in train_rows)
     labels = all_labels(train_rows)
@@ -330,18 +330,19 @@ def make_classification(config: TuneConfig, train_rows: Sequence[Row], backbone:
     unknown = [label for label in config.label_words if label not in labels]
     if unknown:
         raise ConfigError(f"label_words names {unknown[0]!r}, but the labels are {', '.join(labels[:20])}; correct it")
-    task = Classification(
-        config,
-        backbone,
-        labels,
-        head=head,
-        template=template,
-        train_rows=train_rows,
-        is_multilabel=is_multilabel,
+    make = partial(
+        Classification, config, backbone, labels, template=template, train_rows=train_rows, is_multilabel=is_multilabel
     )
-    if head == "label-words":
-        refuse_same_words({label: (task._word(label), ids) for label, ids in task._word_ids().items()})
-    return task
+    task = make(head=head)
+    alike = labels_alike(task._word_ids()) if head == "label-words" else None
+    if alike is None:
+        return task
+    if config.head == "auto":
+        return make(head="fresh")
+    raise ConfigError(
+        f"the labels {alike[0]!r} and {alike[1]!r} have words of the same tokens, which no tuning could tell apart; "
+        f'name one by label_words, such as {alike[1]}=..., or write head = "fresh"'
+    )
 
 
 def mean_states(x_btd: Tensor, lengths_b: Tensor) -> Tensor:

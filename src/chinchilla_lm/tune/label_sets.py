@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.tune.task import Row
 
 RATE_ROWS = 64
@@ -37,23 +36,20 @@ def all_labels(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def refuse_same_words(words: Mapping[str, tuple[str, Sequence[int]]]) -> None:
-    """Refuse labels whose words have the same tokens: rows that stay as they are could never tell them apart.
+def labels_alike(ids: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
+    """Return two labels whose words have the same tokens in any order, so the same mean row; None where all differ.
+
+    A tokenizer that cuts numbers into digits makes such a pair of "12" and "21".
 
     Args:
-        words: label -> its word and the ids of that.
-
-    Raises:
-        ConfigError: names the two.
+        ids: label -> ids of its word.
     """
     seen: dict[tuple[int, ...], str] = {}
-    for label, (word, ids) in words.items():
-        other = seen.setdefault(tuple(sorted(ids)), label)
+    for label, word_ids in ids.items():
+        other = seen.setdefault(tuple(sorted(word_ids)), label)
         if other != label:
-            raise ConfigError(
-                f"the labels {other!r} and {label!r} are both {word!r} to the model; name one of them by label_words, "
-                f'such as {label}=..., or write head = "fresh"'
-            )
+            return other, label
+    return None
 
 
 def base_rate_logits(rows: Sequence[Row], labels: Sequence[str]) -> Tensor:
