@@ -200,6 +200,16 @@ def test_more_log_probabilities_than_an_answer_holds_are_refused(live):
     assert len(completion_requests(dataclasses.replace(body, n=2), live.served, Limits(max_texts=512))) == 128
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"stop": ["a"] * 17}, "0 to 16 entries, got 17"), ({"prompt": []}, "got 0"), ({"stop": 5}, "got 5")],
+)
+def test_a_list_that_is_wrong_is_told_what_is_wrong_with_it(live, wrong, said):
+    answer = live.post("/v1/completions", PLAIN | wrong)
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+
+
 def test_a_body_of_another_kind_is_refused(live):
     good = b'{"prompt": "The sea"}'
     assert post(live, "/tokenize", good, **{"content-type": "text/plain"}).status_code == 415

@@ -196,8 +196,9 @@ def either(what: str, *kinds: Kind) -> Kind:
             try:
                 return kind.read(value, where)
             except ApiError as error:
-                # The refusal that got furthest into the value is the one that helps: it names an inner field.
-                if last is None or len(error.param or "") > len(last.param or ""):
+                # The refusal that got furthest into the value is the one that helps: it names an inner field. Of
+                # equals the later kind's: lists stand behind single values, and say what is wrong with a list.
+                if last is None or len(error.param or "") >= len(last.param or ""):
                     last = error
         assert last is not None
         raise last if (last.param or "") != where else bad_field(where, f"must be {what}; {last.message}")
