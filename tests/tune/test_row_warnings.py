@@ -47,6 +47,19 @@ def test_rows_that_teach_nothing_are_counted(configure: Callable[..., TuneConfig
     assert "1 of 9 training rows were left out: nothing of their answer could be learned." in warnings
 
 
+def test_a_long_text_is_not_said_to_break_the_model(
+    configure: Callable[..., TuneConfig], sentiment_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import tokenization_utils_base
+
+    said: list[str] = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda text, *_: said.append(text))
+    long = [*sentiment_rows, {"text": "good " * 400, "label": "positive"}, {"text": "bad " * 400, "label": "negative"}]
+    task, _ = build(configure(max_tokens=64), long[::-1])
+    assert max(item.length for item in task.encode(long, is_training=True)) == 64
+    assert said == []
+
+
 def test_max_tokens_must_hold_more_than_the_prompt(configure: Callable[..., TuneConfig], sentiment_rows: Rows) -> None:
     task, _ = build(configure(max_tokens=8), sentiment_rows)
     assert {item.length for item in task.encode(sentiment_rows, is_training=True)} == {8}

@@ -28,6 +28,7 @@ IGNORED = -100
 """Target of a position without one; the value that Hugging Face and torch use."""
 OWN_METHODS = ("full", "head", "top-k", "gradual", "pattern", "lora", "bitfit")
 """What our Transformer can be tuned by; the other methods need peft on the transformers module."""
+_LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' name for it
 # Tokens of one pass when nothing is kept for a gradient: as many as a training batch of 16 rows of 128.
 _TOKENS_AT_ONCE = 2048
 
@@ -171,6 +172,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             raise ModelError(f"{folder}: the tokenizer names no special token to pad with; set its pad_token")
         tokenizer.pad_token = spare
     tokenizer.padding_side = "right"
+    # It would warn of "indexing errors" for a long text, which every task here cuts or reads in windows.
+    tokenizer.deprecation_warnings[_LENGTH_WARNING] = True
     return cast("PreTrainedTokenizerFast", tokenizer)
 
 
