@@ -128,7 +128,9 @@ def compare_starts(name: str, folders: Mapping[str, Path], options: argparse.Nam
     records = {start: measure_once(choice.config) for start, choice in chosen.items()}
     rows = read_splits(chosen["scratch"].config).test
     measured = {
-        start: choice.task.measure(read_predictions(Path(choice.config.out), "after", len(rows)) or [], rows)
+        start: choice.task.measure(
+            read_predictions(Path(choice.config.out) / "predictions" / "after.jsonl", rows) or [], rows
+        )
         for start, choice in chosen.items()
     }
     compared = compare(measured["scratch"], measured["pretrained"], draws=10_000, seed=options.seed)
