@@ -228,6 +228,10 @@ CANONICAL = [
     ("text-generation", {"prompt": "a", "completion": " b"}, {"prompt": "a", "completion": " b"}),
     ("text-generation", {"context": "the last", "target": "word"}, {"prompt": "the last", "completion": " word"}),
     ("text-generation", {"text": "a"}, {"text": "a"}),
+    *(
+        ("text-generation", {"text": "a", "controls": given}, {"text": "a", "controls": kept})
+        for given, kept in [({"mood": "warm"},) * 2, ('{"mood": "warm"}', {"mood": "warm"}), ("{warm", "{warm")]
+    ),
 ]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from chinchilla_lm.core.errors import DataError
 
 Row = dict[str, Any]
-# Escapes in JSON can make surrogates, and UTF-8 cannot hold them.
 _LONGEST_NUMBER = 18  # digits of a whole number in a cell; Python refuses to read thousands
+# Escapes in JSON can make surrogates, and UTF-8 cannot hold them.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

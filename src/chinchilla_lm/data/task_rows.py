@@ -9,7 +9,7 @@ Canonical rows (an "id" is kept, other fields are left out):
     translation           {source, target}
     summarization         {document, summary: str | [str]}
     dialogue              {messages: [{role, content}]}
-    text-generation       {prompt?, completion}, joined as they are, or {text}
+    text-generation       {prompt?, completion}, joined as they are, or {text}; controls?: {name: value} or text
 
 Fields are found by their usual names. `columns` says what a canonical field is called here: {"text": "body"}, or
 {"text": "title+body"} for several, joined by line ends.
@@ -17,7 +17,9 @@ Fields are found by their usual names. `columns` says what a canonical field is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from chinchilla_lm.core.errors import DataError
@@ -155,6 +157,17 @@ def _summarization(fields: Fields) -> Row:
 
 
 def _text_generation(fields: Fields) -> Row:
+    row = _written(fields)
+    if not fields.is_mapped("controls") and not fields.has("controls"):
+        return row
+    controls = fields.value("controls")
+    if isinstance(controls, str) and controls.lstrip().startswith("{"):  # perhaps a table's cell
+        with suppress(ValueError, RecursionError):
+            controls = json.loads(controls)
+    return row | {"controls": controls if isinstance(controls, Mapping) else fields.as_text(controls, "controls")}
+
+
+def _written(fields: Fields) -> Row:
     if fields.is_mapped("completion"):
         prompt = {"prompt": fields.text("prompt")} if fields.is_mapped("prompt") or "prompt" in fields.row else {}
         return {**prompt, "completion": fields.text("completion")}
