@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from chinchilla_lm.cli.options import JsonFlag
-from chinchilla_lm.cli.suites import SuiteOptions
+from chinchilla_lm.cli.options import JsonFlag, check_page_name
+from chinchilla_lm.cli.suites import SuiteOptions, write_results
 from chinchilla_lm.cli.terminal import SamplingOptions, visible
 from chinchilla_lm.core.errors import DataError
-from chinchilla_lm.core.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -96,6 +95,7 @@ def evaluate(
         suites: Zero-shot suites in place of text.
         json: Print one JSON document, the eval record.
     """
+    check_page_name(suites.report)
     # torch takes seconds to import
     if suites.suite or suites.harness:
         from chinchilla_lm.cli.suites import evaluate_suites
@@ -122,8 +122,7 @@ def evaluate(
         print(f"bits per byte  {result.bits_per_byte:.4f}")
         print(f"perplexity     {result.perplexity:.2f} per token")
         print(f"measured on    {result.tokens:,} tokens, {result.bytes:,} bytes")
-    if suites.out is not None:  # after printing: a full disk loses the file, not what was measured
-        write_json(suites.out, record)
+    write_results(record, suites, model)
 
 
 def _held_out(

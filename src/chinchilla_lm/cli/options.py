@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from chinchilla_lm.core.errors import PlanError
+from chinchilla_lm.core.errors import ConfigError, PlanError
 from chinchilla_lm.core.units import parse_count
 
 if TYPE_CHECKING:
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from chinchilla_lm.laws.planning.devices import Device
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def check_page_name(path: Path | None) -> None:
+    """Refuse a name that no page can have, before the work takes its minutes.
+
+    Raises:
+        ConfigError: neither .html nor .htm.
+    """
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--report {path} must end in .html or .htm; rename it")
 
 
 @Parameter(name="*", group=Group("How the file is written", sort_key=7))

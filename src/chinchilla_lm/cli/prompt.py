@@ -16,6 +16,7 @@ from cyclopts import Group, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from chinchilla_lm.cli.options import check_page_name
 from chinchilla_lm.cli.terminal import visible
 from chinchilla_lm.core.errors import ConfigError
 from chinchilla_lm.core.tasks import TaskName
@@ -97,6 +98,7 @@ def prompt(
     rows: RowOptions,
     options: PromptOptions = _PROMPT_DEFAULTS,
     out: Path | None = None,
+    report: Path | None = None,
     json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Answer labelled rows by prompt, zero-shot or few-shot, and measure the answers.
@@ -107,6 +109,7 @@ def prompt(
         rows: The files.
         options: The prompt.
         out: A folder for prompt.json and the answers of every draw.
+        report: A page with figures and tables, an .html file.
         json: Print one JSON document: metrics, spread, per_draw, template, scoring.
     """
     # torch takes seconds to import
@@ -115,18 +118,23 @@ def prompt(
     from chinchilla_lm.evals.template_choice import fitting_templates
     from chinchilla_lm.prompt.library_files import open_template
 
+    check_page_name(report)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     named, is_plain = open_template(options.template) if options.template else (None, False)
     given, labelled = _read(task, rows, options, is_plain=is_plain)
     templates = fitting_templates(task, options.language, labelled, named)
     template, result, searched = _answer(load_for_evaluation(model), given, templates, options, console)
-    record = prompt_record(template, result, searched=searched, model=str(model))
+    record = prompt_record(template, result, searched=searched, model=str(model), rows=given)
     if json:
         print(json_format.dumps(record, ensure_ascii=False, allow_nan=False))
     for line in _lines(record):
         console.print(visible(line), markup=False)
     if out is not None:  # after printing: a full disk loses the files, not what was measured
         write_prompt_folder(out, record, result, given)
+    if report is not None:
+        from chinchilla_lm.report.prompt_page import write_prompt_page
+
+        console.print(f"wrote {visible(str(write_prompt_page(record, report)))}", markup=False)
 
 
 def _read(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,6 +51,8 @@ class SuiteOptions:
     """Number format of the model's matrices."""
     out: Path | None = None
     """A file for the record (JSON)."""
+    report: Path | None = None
+    """A page with figures and tables, an .html file."""
 
 
 def evaluate_suites(model: Path, options: SuiteOptions, *, is_json: bool) -> None:
@@ -59,7 +62,6 @@ def evaluate_suites(model: Path, options: SuiteOptions, *, is_json: bool) -> Non
         ConfigError: an unknown suite or task.
         DataError: a suite's items cannot be had.
     """
-    from chinchilla_lm.core.files import write_json
     from chinchilla_lm.evals.loading import load_for_evaluation
     from chinchilla_lm.evals.suites import SUITES, find_suite
 
@@ -84,8 +86,7 @@ def evaluate_suites(model: Path, options: SuiteOptions, *, is_json: bool) -> Non
     lines = [json_format.dumps(record, ensure_ascii=False, allow_nan=False)] if is_json else _lines(record)
     for line in lines:
         print(line if is_json else visible(line))
-    if options.out is not None:  # after printing: a full disk loses the file, not what was measured
-        write_json(options.out, record)
+    write_results(record, options)
 
 
 def evaluate_domains(model: Path, corpus: Sequence[str], options: SuiteOptions, *, is_json: bool) -> None:
@@ -94,7 +95,6 @@ def evaluate_domains(model: Path, corpus: Sequence[str], options: SuiteOptions, 
     Raises:
         DataError: no text.
     """
-    from chinchilla_lm.core.files import write_json
     from chinchilla_lm.data.documents import Document, read_documents
     from chinchilla_lm.evals.loading import load_for_evaluation
     from chinchilla_lm.evals.sliding import score_documents
@@ -114,14 +114,33 @@ def evaluate_domains(model: Path, corpus: Sequence[str], options: SuiteOptions, 
         loaded.model, loaded.tokenizer, documents, start_id=loaded.start_id, stride=options.stride,
         domain_of=lambda document: source_of[id(document)],
     )  # fmt: skip
-    record = {"schema": "domains/1", "domains": [asdict(one) for one in scores]}
+    record = {"schema": "domains/1", "model": str(model), "domains": [asdict(one) for one in scores]}
     if is_json:
         print(json_format.dumps(record, ensure_ascii=False))
     for one in () if is_json else scores:
         error = "" if one.bits_per_byte_se is None else f" +- {one.bits_per_byte_se:.4f}"
         print(visible(f"{one.domain:32} {one.bits_per_byte:.4f}{error} bits per byte, {one.documents} documents"))
+    write_results(record, options)
+
+
+def write_results(record: Mapping[str, Any], options: SuiteOptions, model: Path | None = None) -> None:
+    """Write what --out and --report ask for: after printing, since a full disk loses files, not what was measured.
+
+    Args:
+        record: of the evaluation.
+        options: the names of the files.
+        model: for the page, where the record does not name its model.
+    """
+    from chinchilla_lm.core.files import write_json
+
     if options.out is not None:
         write_json(options.out, record)
+    if options.report is not None:
+        from chinchilla_lm.report.eval_page import write_eval_page
+
+        named = record if model is None else {**record, "model": str(model)}
+        path = write_eval_page(named, options.report)
+        print(f"wrote {visible(str(path))}", file=sys.stderr)
 
 
 def _read(

@@ -21,11 +21,13 @@ def prompt_record(
     result: PromptResult | WrittenResult,
     *,
     model: str,
+    rows: PromptRows | None = None,
     searched: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the record: metrics (means over draws), spread, interval over rows, per_draw, template, scoring, labels.
 
-    An answer by choice is a number from 0: of `labels` for a closed set, else of the row's own choices.
+    An answer by choice is a number from 0: of `labels` for a closed set, else of the row's own choices. With `rows`,
+    which were asked, `first_prompt` holds what the first of them became: text, and choices where they are scored.
     """
     first = result.draws[0].measures
     record: dict[str, Any] = {
@@ -48,6 +50,11 @@ def prompt_record(
         record["scoring"] = sorted({draw.rule for draw in result.draws})
     else:
         record["scoring"] = ["written"]
+    per_class = _per_class([draw.measures.as_record()["per_class"] for draw in result.draws])
+    if per_class:
+        record["per_class"] = per_class
+    if rows is not None:
+        record["first_prompt"] = _first_prompt(template, result, rows)
     if template.labels:
         record["labels"] = list(template.labels)
     if searched is not None:
@@ -70,6 +77,27 @@ def write_prompt_folder(
         ]
         write_text(folder / f"answers-{draw.draw}.jsonl", "\n".join(lines) + "\n")
     write_json(folder / "prompt.json", dict(record))
+
+
+def _per_class(drawn: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
+    """The measures of each class, averaged over draws; None where a draw has none."""
+    means: dict[str, dict[str, float | None]] = {}
+    for label, first in drawn[0].items():
+        columns = {name: [one[label].get(name) for one in drawn if label in one] for name in first}
+        means[label] = {
+            name: None if None in values else sum(filter(None, values)) / len(values)
+            for name, values in columns.items()
+        }
+    return means
+
+
+def _first_prompt(template: Template, result: PromptResult | WrittenResult, rows: PromptRows) -> dict[str, Any]:
+    """The first test row as the model was asked it in the first draw, before it was cut to any context."""
+    shown: tuple[Any, ...] = result.draws[0].demonstrations
+    if shown and not isinstance(shown[0], int):
+        shown = tuple(shown[0])  # of the first row: each has its own
+    parts = template.render(rows.tests[0], [rows.pool[number] for number in shown])
+    return {"text": parts.prefix, "choices": list(parts.choices)}
 
 
 def _row_interval(result: PromptResult | WrittenResult) -> tuple[float, float]:

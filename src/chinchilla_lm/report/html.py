@@ -27,6 +27,8 @@ DESK_PIXELS, PHONE_PIXELS = 780.0, 346.0
 """Widths that figures are drawn for: the text column on a desk, and a phone of 380 pixels less its margins."""
 _HEIGHTS = {"strip": (96.0, 96.0)}
 _HEIGHT_DEFAULT = (420.0, 320.0)
+_FRAME_HEIGHT, _ROW_HEIGHT = 80.0, 30.0
+"""Of a figure of named rows: what stands above and below them, and each row."""
 
 
 @functools.cache
@@ -98,6 +100,8 @@ def _end(value: Any, kind: str) -> Markup:
 
 def _figure(chart: Chart) -> dict[str, Any]:
     wide, tall = _HEIGHTS.get(chart.name, _HEIGHT_DEFAULT)
+    if chart.y.names:
+        wide = tall = _FRAME_HEIGHT + _ROW_HEIGHT * len(chart.y.names)
     return {
         "name": chart.name,
         "title": chart.title,

@@ -19,6 +19,8 @@ TICK_PIXELS_X = 72.0
 TICK_PIXELS_Y = 34.0
 NAME_PIXELS = 40.0
 """Room for a name of six letters on an axis of names."""
+LETTER_PIXELS = 6.7
+"""Room for a letter of a name beside the y axis, twice for wide scripts; most are narrower at 12 pixels."""
 END_LABEL_PIXELS = 54.0
 WIDE = 500.0
 """From this width on, curves carry their names at their right end."""
@@ -74,7 +76,7 @@ class _Frame:
     def __init__(self, chart: Chart, width: float, height: float) -> None:
         self.chart = chart
         self.has_end_labels = width >= WIDE and any(isinstance(each, Line) and each.end_label for each in chart.layers)
-        self.left = 8.0 if chart.y.is_hidden else 46.0
+        self.left = 8.0 if chart.y.is_hidden else max(46.0, 12.0 + _names_pixels(chart.y))
         self.top = 10.0 if chart.y.is_hidden else 26.0
         self.right = width - (END_LABEL_PIXELS if self.has_end_labels else 12.0)
         self.bottom = height - 42.0
@@ -99,6 +101,12 @@ class _Frame:
         frame = f"{self.left:.1f},{self.right:.1f},{self.top:.1f},{self.bottom:.1f}"
         axes = ",".join(f"{axis.low!r},{axis.high!r},{int(axis.is_log)}" for axis in (self.chart.x, self.chart.y))
         return f'data-chart="{self.chart.name}" data-frame="{frame}" data-axes="{axes}"'
+
+
+def _names_pixels(axis: Axis) -> float:
+    """Return the room that the longest name of an axis takes; 0 without names."""
+    letters = (sum(1 if letter.isascii() else 2 for letter in name.replace("…", ".")) for _, name in axis.names)
+    return LETTER_PIXELS * max(letters, default=0)
 
 
 def _grid(frame: _Frame) -> Iterable[str]:
