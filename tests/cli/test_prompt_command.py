@@ -62,6 +62,33 @@ def test_the_document_has_the_keys_that_scripts_rely_on(tiny_model, files, capsy
         assert sum(right) / len(right) == pytest.approx(accuracies[draw])
 
 
+@pytest.mark.parametrize("method", ["balanced", "bm25"])
+def test_the_page_shows_the_prompt_that_the_record_keeps(tiny_model, files, capsys, tmp_path, method):
+    page = tmp_path / "page.html"
+    record = ask(
+        capsys, "text-classification", "--model", tiny_model, "--test", files / "test.jsonl", "--method", method,
+        "--train", files / "train.jsonl", "--shots", 2, "--draws", 2, "--dev-rows", 0, "--calibrate", "sum",
+        "--report", page,
+    )  # fmt: skip
+    asked = record["first_prompt"]["text"]
+    train, test = (
+        [json.loads(line) for line in (files / f"{name}.jsonl").read_text().splitlines()] for name in ("train", "test")
+    )
+    shown = [row for row in train if f"Review: {row['text']}\nSentiment: {row['label']}\n" in asked]
+    assert len(shown) == 2
+    if method == "balanced":  # the record's own numbers are of the rows shown
+        numbers = record["per_draw"][0]["demonstrations"]
+        assert sorted(asked.index(row["text"]) for row in shown) == [asked.index(train[n]["text"]) for n in numbers]
+    assert asked.endswith(f"Review: {test[0]['text']}\nSentiment:")
+    assert record["first_prompt"]["choices"] == [" negative", " positive"]
+    # each row is of one class, and found or not by its own class alone
+    hits = sum(one["recall"] * one["support"] for one in record["per_class"].values())
+    assert hits / record["rows"] == pytest.approx(record["metrics"]["accuracy"])
+    text = page.read_text(encoding="utf-8")
+    assert asked in text
+    assert repr(record["metrics"]["accuracy"]) in text
+
+
 def test_the_same_words_give_the_same_document(tiny_model, files, capsys):
     words = ("text-classification", "--model", tiny_model, "--test", files / "test.jsonl", "--limit", 5)
     words += ("--train", files / "train.jsonl", "--shots", 2, "--draws", 2, "--calibrate", "sum", "--seed", 7)

@@ -84,6 +84,24 @@ def test_domains_are_priced_together_and_apart(tiny_model, capsys, tmp_path):
     assert whole["bits_per_byte"] == pytest.approx(whole["nats"] / math.log(2) / 52)
 
 
+def test_the_page_is_made_of_the_record(tiny_model, folder, capsys, tmp_path):
+    page = tmp_path / "suites.html"
+    words = (tiny_model, "--suite", "copa", "--suite-data", folder, "--against", tiny_model, "--report", page)
+    record = ask(capsys, *words)
+    text = page.read_text(encoding="utf-8")
+    assert repr(record["suites"][0]["value"]) in text
+    assert "Compared with" in text
+    (tmp_path / "sea.txt").write_text("the sea was calm and the sailor sang to the cook " * 60)
+    for way in ([], ["--by-domain"]):
+        record = ask(capsys, tiny_model, "--corpus", tmp_path / "sea.txt", *way, "--report", page)
+        found = record["domains"][0] if way else record
+        text = page.read_text(encoding="utf-8")
+        assert repr(found["bits_per_byte"]) in text
+        assert f"{tiny_model.name} needs {found['bits_per_byte']:.4f}" in text
+    assert run_command(["eval", "nowhere", "--suite", "copa", "--report", str(tmp_path / "page.pdf")]) == 2
+    assert "page.pdf must end in .html" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

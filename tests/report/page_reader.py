@@ -51,3 +51,13 @@ class Page(HTMLParser):
         scripts = [attributes for tag, attributes in self.tags if tag == "script"]
         index = next(i for i, attributes in enumerate(scripts) if attributes.get("id") == name)
         return json.loads(self.scripts[index])
+
+
+def damaged(record: dict[str, Any], value: Any, *, keep: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The record once for each of its parts but those to keep: with `value` in its place, or without it for None."""
+    copies = []
+    for name in record:
+        if name not in keep:
+            others = {key: each for key, each in record.items() if key != name}
+            copies.append(others if value is None else {**others, name: value})
+    return copies

@@ -10,6 +10,7 @@ bits_per_byte_se, loss}]}, and "eval/1" {model, loss, loss_se, bits_per_byte, to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from chinchilla_lm.report.dots import Z95
 from chinchilla_lm.report.record_parts import (
@@ -45,7 +46,7 @@ class SuiteRow:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Value ± 1.96 standard errors within 0 and 1; None for an error of 0, which tells no spread."""
-        if not self.error:
+        if not _is_spread(self.error):
             return None
         return max(0.0, self.value - Z95 * self.error), min(1.0, self.value + Z95 * self.error)
 
@@ -70,7 +71,9 @@ class PairRow:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Difference ± 1.96 standard errors; None where no error is recorded, or 0."""
-        return (self.difference - Z95 * self.error, self.difference + Z95 * self.error) if self.error else None
+        if not _is_spread(self.error):
+            return None
+        return self.difference - Z95 * self.error, self.difference + Z95 * self.error
 
     @property
     def verdict(self) -> str:
@@ -95,7 +98,7 @@ class TextRow:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Bits per byte ± 1.96 standard errors; None where no error is recorded."""
-        if self.error is None:
+        if not _is_spread(self.error):
             return None
         return self.bits_per_byte - Z95 * self.error, self.bits_per_byte + Z95 * self.error
 
@@ -208,6 +211,11 @@ def other_name(record: Record) -> str:
     path = word_of(table_of(record, "against"), "model")
     name = path_name(path, "the other model")
     return path if path and name == model_name(record) else name
+
+
+def _is_spread(error: float | None) -> TypeGuard[float]:
+    """Whether a standard error says anything; 0 is of one item, or of items that are all alike."""
+    return error is not None and error > 0
 
 
 def _count(record: Record, name: str) -> int | None:
