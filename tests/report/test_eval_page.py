@@ -16,7 +16,7 @@ from tests.report.page_reader import HOSTILE, Page, damaged
 from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.report.chart import Line, Marks
 from chinchilla_lm.report.eval_page import render_eval_page, write_eval_page
-from chinchilla_lm.report.eval_rows import harness_rows, pair_rows, suite_rows
+from chinchilla_lm.report.eval_rows import harness_rows, pair_rows, suite_rows, text_rows
 from chinchilla_lm.report.eval_words import eval_charts, headline, suites_chart
 
 SUITES: dict[str, Any] = {
@@ -25,8 +25,8 @@ SUITES: dict[str, Any] = {
     "seed": 3,
     "suites": [
         {"suite": "blimp", "metric": "acc", "value": 0.6123456, "standard_error": 0.0212345, "items": 500,
-         "chance": 0.5, "values": {"acc": 0.6123456, "acc_norm": 0.598765}, "errors": {"acc": 0.0212345, "acc_norm": 0.0223456},
-         "parts": {"anaphor": 0.9, "island": 0.3}, "cut_items": 2},
+         "chance": 0.5, "values": {"acc": 0.6123456, "acc_norm": 0.598765}, "parts": {"anaphor": 0.9, "island": 0.3},
+         "errors": {"acc": 0.0212345, "acc_norm": 0.0223456}, "cut_items": 2},
         {"suite": "arc-easy", "metric": "acc_norm", "value": 0.26, "standard_error": 0.0439, "items": 100,
          "chance": 0.25, "values": {"acc_norm": 0.26}, "errors": {"acc_norm": 0.0439}, "parts": {}, "cut_items": 0},
         {"suite": "lambada", "metric": "acc", "value": 0.11, "standard_error": 0.031, "items": 100, "chance": 0.0,
@@ -114,6 +114,16 @@ def test_items_without_spread_have_no_interval_and_no_verdict() -> None:
     assert "blimp: the items give no spread" in Page(render_eval_page(record)).text
 
 
+def test_many_suites_are_counted_and_long_names_leave_room_for_the_figure() -> None:
+    record = copy.deepcopy(SUITES)
+    record["suites"] = [{**record["suites"][0], "suite": f"suite-{n}"} for n in range(6)]
+    record["suites"][0]["suite"] = "一个很长的名字的测验集合"
+    assert headline(record)[0] == "little is above a guess on 6 suites."
+    chart = suites_chart(record)
+    assert chart is not None
+    assert chart.y.names[:2] == ((6.0, "一个很长的名字…"), (5.0, "suite-1"))
+
+
 def test_the_harness_is_read_by_metric_filter_and_error() -> None:
     assert harness_rows(SUITES) == [
         ("copa", "acc", 0.61, 0.049, 100),
@@ -129,9 +139,12 @@ def test_text_is_told_whole_and_by_source() -> None:
         "little needs 1.5123 ± 0.0100 bits for a byte of the text: least in books, most in code."
     ]
     page = Page(render_eval_page(DOMAINS))
-    assert "text/books 1.4123 0.0200 3.3000 8 3,000 12,000" in page.text
+    assert "books 1.4123 0.0200 3.3000 8 3,000 12,000" in page.text
     (chart,) = eval_charts(DOMAINS)
     assert [name for _, name in chart.y.names] == ["all together", "books", "code"]
+    same = copy.deepcopy(DOMAINS)
+    same["domains"][2]["domain"] = "other/books"
+    assert [row.label for row in text_rows(same)] == ["all together", "text/books", "other/books"]
     assert headline(TEXT) == ["the model needs 1.7870 bits for a byte of the text."]
     assert "65,536 201,652" in Page(render_eval_page(TEXT)).text
 

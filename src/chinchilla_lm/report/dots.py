@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chinchilla_lm.report.chart import Axis, Chart, Layer, Line, Marker, Marks, Point, axis_over
+from chinchilla_lm.report.svg import letters_of
 
 Z95 = 1.96
 """Half-width of a 95 % interval in standard errors of a normal distribution."""
-_LONGEST_NAME = 18  # letters: a third of a phone
+_LONGEST_NAME = 16  # letters: a third of a phone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +98,11 @@ def dots_chart(
 
 
 def shortened(name: str) -> str:
-    """Return a name that has room beside a figure."""
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    """Return a name that has room beside a figure or in the head of a table."""
+    kept = name
+    while letters_of(kept) > _LONGEST_NAME:
+        kept = kept.removesuffix("…")[:-1] + "…"
+    return kept
 
 
 def _layers(series: Series, places: Sequence[float]) -> list[Layer]:

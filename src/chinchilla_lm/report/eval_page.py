@@ -11,6 +11,7 @@ from pathlib import Path
 import chinchilla_lm
 from chinchilla_lm.core.errors import DataError
 from chinchilla_lm.core.files import write_text
+from chinchilla_lm.report.dots import shortened
 from chinchilla_lm.report.eval_rows import (
     contamination_rows,
     harness_rows,
@@ -20,7 +21,7 @@ from chinchilla_lm.report.eval_rows import (
     suite_rows,
     text_rows,
 )
-from chinchilla_lm.report.eval_words import GLOSSARY, domain_name, eval_charts, headline, percent, points
+from chinchilla_lm.report.eval_words import eval_charts, glossary, headline, percent, points
 from chinchilla_lm.report.html import json_block, page_parts, page_template
 from chinchilla_lm.report.record_parts import Record, number_of, word_of
 from chinchilla_lm.report.tune_words import write_p
@@ -56,6 +57,7 @@ def render_eval_page(record: Record) -> str:
     return page_template("eval.html.jinja").render(
         model=model_name(record),
         other=other_name(record),
+        shortened=shortened,
         asked=[
             (name, value)
             for name, value in (
@@ -71,11 +73,10 @@ def render_eval_page(record: Record) -> str:
         contamination=contamination_rows(record),
         harness=harness_rows(record),
         texts=text_rows(record),
-        domain_name=domain_name,
         percent=percent,
         points=points,
         p_text=write_p,
-        glossary=GLOSSARY,
+        glossary=glossary(record),
         version=chinchilla_lm.__version__,
         records=json_block(record),
         **page_parts(eval_charts(record)),

@@ -85,9 +85,10 @@ class PairRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TextRow:
-    """The price of a domain's text."""
+    """The price of a domain's text; `name` is the source, `label` its last part where that tells it apart."""
 
     name: str
+    label: str
     bits_per_byte: float
     error: float | None
     documents: int | None
@@ -182,14 +183,17 @@ def contamination_rows(record: Record) -> list[tuple[str, int, int, int | None, 
 def text_rows(record: Record) -> list[TextRow]:
     """Return the domains, or the held-out text as one; without those that lack their bits per byte."""
     held_out = [{**record, "domain": _WHOLE, "bits_per_byte_se": None}]
+    found = tables_of(record, "domains") or held_out
+    ends = [path_name(word_of(each, "domain"), "unnamed") for each in found]
     rows = []
-    for each in tables_of(record, "domains") or held_out:
-        bits = number_of(each, "bits_per_byte")
+    for each, end in zip(found, ends, strict=True):
+        bits, name = number_of(each, "bits_per_byte"), word_of(each, "domain") or "unnamed"
         if bits is None:
             continue
         rows.append(
             TextRow(
-                name=word_of(each, "domain") or "unnamed",
+                name=name,
+                label="all together" if name == _WHOLE else end if ends.count(end) == 1 else name,
                 bits_per_byte=bits,
                 error=number_of(each, "bits_per_byte_se"),
                 documents=_count(each, "documents"),

@@ -19,36 +19,44 @@ from chinchilla_lm.report.eval_rows import (
     text_rows,
 )
 from chinchilla_lm.report.points import counted
-from chinchilla_lm.report.record_parts import Record, path_name
+from chinchilla_lm.report.record_parts import Record
 
-GLOSSARY: tuple[tuple[str, str], ...] = (
+_MOST_NAMED = 4
+"""Suites that a sentence names; more are counted, and the table names them."""
+_GLOSSARY: tuple[tuple[str, str, str], ...] = (
     (
+        "suites",
         "acc, acc_norm, acc_bytes",
         "Which share of the items the model has right, when the likeliest choice counts as its answer. acc takes the "
         "probability of the whole choice, acc_norm its logarithm per character, acc_bytes per byte, so that long "
         "choices are not at a disadvantage. Which one is quoted is what the field quotes for that suite.",
     ),
     (
+        "suites",
         "Chance",
         "What a guess among the choices has right. A suite without choices, such as a word to be written, has none.",
     ),
     (
+        "",
         "95 % interval",
-        "The value ± 1.96 standard errors over items: where it would lie on other items of the same kind. It does not "
-        "hold what another wording would change.",
+        "The value ± 1.96 standard errors over items or documents: where it would lie on others of the same kind. It "
+        "does not hold what another wording would change.",
     ),
     (
+        "pairs",
         "Paired difference, p",
         "Both models answered the same items, so that items which are hard for both cancel. p is McNemar's: how often "
         "two equal models would part as far on the items that only one of them has right. Each suite is tested for "
         "itself; of twenty suites without any difference, one has p < 0.05.",
     ),
     (
+        "contamination",
         "Contamination",
         "Items of which a run of tokens stands in the training text. Those may have been learned by heart. Items "
         "too short for such a run are not known to be clean.",
     ),
     (
+        "texts",
         "Bits per byte",
         "How surprised the model is by text, shared out over its bytes. Lower is better, 8 is no compression, and it "
         "can be compared across tokenizers, which loss per token cannot.",
@@ -75,6 +83,18 @@ def headline(record: Record) -> list[str]:
         task, metric, value, _, _ = tasks[0]
         said.append(f"{model} reaches {value:.4g} in {metric} of {task}, by lm-evaluation-harness.")
     return said
+
+
+def glossary(record: Record) -> list[tuple[str, str]]:
+    """Return the words that this record's page uses, with their meanings."""
+    found = {
+        "": True,
+        "suites": bool(suite_rows(record)),
+        "pairs": bool(pair_rows(record)),
+        "contamination": bool(contamination_rows(record)),
+        "texts": bool(text_rows(record)),
+    }
+    return [(word, meaning) for part, word, meaning in _GLOSSARY if found[part]]
 
 
 def eval_charts(record: Record) -> list[Chart]:
@@ -131,16 +151,11 @@ def text_chart(record: Record) -> Chart | None:
     dots = []
     for place, row in enumerate(rows):
         low, high = row.interval or (None, None)
-        text = f"{domain_name(row)}: {row.bits_per_byte:.4f} bits per byte"
+        text = f"{row.label}: {row.bits_per_byte:.4f} bits per byte"
         dots.append(Dot(row=place, value=row.bits_per_byte, low=low, high=high, text=text))
     words = Words(name="domains", title="Bits per byte by source", summary="Lower is better.")
     series = Series(label="95 % interval over documents", colour="law", dots=tuple(dots))
-    return dots_chart(words, [domain_name(row) for row in rows], (series,), "bits per byte")
-
-
-def domain_name(row: TextRow) -> str:
-    """Return a domain as people call it."""
-    return "all together" if row.is_whole else path_name(row.name, row.name)
+    return dots_chart(words, [row.label for row in rows], (series,), "bits per byte")
 
 
 def percent(share: float) -> str:
@@ -179,13 +194,15 @@ def _pairs_sentence(other: str, pairs: Sequence[PairRow]) -> str:
 def _text_sentence(model: str, rows: Sequence[TextRow]) -> str:
     first = next((row for row in rows if row.is_whole), rows[0])
     spread = f" ± {first.error:.4f}" if first.error is not None else ""
-    where = "the text" if first.is_whole else domain_name(first)
+    where = "the text" if first.is_whole else first.label
     said = f"{model} needs {first.bits_per_byte:.4f}{spread} bits for a byte of {where}"
     parts = sorted((row for row in rows if not row.is_whole), key=lambda row: row.bits_per_byte)
     if len(parts) > 1:
-        said += f": least in {domain_name(parts[0])}, most in {domain_name(parts[-1])}"
+        said += f": least in {parts[0].label}, most in {parts[-1].label}"
     return said + "."
 
 
 def _listed(names: Sequence[str]) -> str:
+    if len(names) > _MOST_NAMED:
+        return f"{len(names)} suites"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

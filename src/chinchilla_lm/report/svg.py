@@ -7,6 +7,7 @@ size of the words around it. Coordinates are pixels of the view box, y downwards
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -19,8 +20,8 @@ TICK_PIXELS_X = 72.0
 TICK_PIXELS_Y = 34.0
 NAME_PIXELS = 40.0
 """Room for a name of six letters on an axis of names."""
-LETTER_PIXELS = 6.7
-"""Room for a letter of a name beside the y axis, twice for wide scripts; most are narrower at 12 pixels."""
+LETTER_PIXELS = 7.4
+"""Room for a letter of a name beside the y axis at 12 pixels: DejaVu Sans, the widest of the page's fonts."""
 END_LABEL_PIXELS = 54.0
 WIDE = 500.0
 """From this width on, curves carry their names at their right end."""
@@ -53,6 +54,11 @@ def draw(chart: Chart, *, width: float, height: float) -> Markup:
         "</svg>",
     ]
     return Markup("".join(parts))
+
+
+def letters_of(name: str) -> int:
+    """Return a name's width in Latin letters; those of wide scripts count twice."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name)
 
 
 def legend_key(layer: Layer) -> Markup:
@@ -105,8 +111,7 @@ class _Frame:
 
 def _names_pixels(axis: Axis) -> float:
     """Return the room that the longest name of an axis takes; 0 without names."""
-    letters = (sum(1 if letter.isascii() else 2 for letter in name.replace("…", ".")) for _, name in axis.names)
-    return LETTER_PIXELS * max(letters, default=0)
+    return LETTER_PIXELS * max((letters_of(name) for _, name in axis.names), default=0)
 
 
 def _grid(frame: _Frame) -> Iterable[str]:
