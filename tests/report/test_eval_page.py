@@ -14,6 +14,7 @@ import pytest
 from tests.report.page_reader import HOSTILE, Page, damaged
 
 from chinchilla_lm.core.errors import DataError
+from chinchilla_lm.report import svg
 from chinchilla_lm.report.chart import Line, Marks
 from chinchilla_lm.report.eval_page import render_eval_page, write_eval_page
 from chinchilla_lm.report.eval_rows import harness_rows, pair_rows, suite_rows, text_rows
@@ -142,6 +143,8 @@ def test_text_is_told_whole_and_by_source() -> None:
     assert "books 1.4123 0.0200 3.3000 8 3,000 12,000" in page.text
     (chart,) = eval_charts(DOMAINS)
     assert [name for _, name in chart.y.names] == ["all together", "books", "code"]
+    phone = str(svg.draw(chart, width=346.0, height=200.0))
+    assert len(re.findall(r'class="tick middle"', phone)) >= 2  # one number alone is no scale
     same = copy.deepcopy(DOMAINS)
     same["domains"][2]["domain"] = "other/books"
     assert [row.label for row in text_rows(same)] == ["all together", "text/books", "other/books"]

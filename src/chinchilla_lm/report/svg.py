@@ -19,7 +19,7 @@ TICK_PIXELS_X = 72.0
 """Room that a tick's text takes on the x axis; the widest, `3×10¹²`, is about 50 pixels at 12 pixels a letter."""
 TICK_PIXELS_Y = 34.0
 NAME_PIXELS = 40.0
-"""Room for a name of six letters on an axis of names."""
+"""Room for a name of six letters on an axis of names, or for a short number."""
 LETTER_PIXELS = 7.4
 """Room for a letter of a name beside the y axis at 12 pixels: DejaVu Sans, the widest of the page's fonts."""
 END_LABEL_PIXELS = 54.0
@@ -124,7 +124,9 @@ def _grid(frame: _Frame) -> Iterable[str]:
         yield _text(_axis_label(y_axis), 0, 13, "axis-label")
     # Names that would touch stand in two rows, the second where an axis of names has no label.
     lower = 14.0 if len(x_axis.names) * NAME_PIXELS > frame.inner_width else 0.0
-    for place, (value, text) in enumerate(ticks(x_axis, max(2, int(frame.inner_width / TICK_PIXELS_X)))):
+    # Beside names the frame is narrow, and its values are shares and bits: short ones.
+    room = NAME_PIXELS if y_axis.names else TICK_PIXELS_X
+    for place, (value, text) in enumerate(ticks(x_axis, max(2, int(frame.inner_width / room)))):
         x = frame.x(value)
         yield f'<path class="grid" d="M{x:.1f} {frame.top:.1f}V{frame.bottom:.1f}"/>'
         yield _text(text, x, frame.bottom + 17 + lower * (place % 2), "tick middle")
