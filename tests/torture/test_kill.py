@@ -180,7 +180,8 @@ def naive_save(folder, step, model, optimizer, extra):
     moments = checkpoint._optimizer_tensors(model, optimizer)
     tensors.update((f"optimizer|{name}", tensor) for name, tensor in moments.items())
     metadata = {key: repr(value) for key, value in {**extra, "step": step}.items()}
-    content = safetensors.torch.save(checkpoint._portable(tensors), metadata)
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(whole, metadata)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / NAIVE_NAME).open("wb") as stream:
         for first in range(0, len(content), 1 << 16):
@@ -198,6 +199,11 @@ def naive_load(path, model, optimizer):
     with torch.no_grad():
         for name, tensor in checkpoint._weights(model).items():
             tensor.copy_(tensors[f"weights|{name}"])
-    moments = {name.partition("|")[2]: t for name, t in tensors.items() if name.startswith("optimizer|")}
-    checkpoint._restore_optimizer(moments, model, optimizer)
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for name, tensor in tensors.items():
+        part, _, own_name = name.partition("|")
+        if part == "optimizer":
+            key, _, of = own_name.partition("/")
+            optimizer.state[parameters[of]][key] = tensor.clone()
     return metadata
