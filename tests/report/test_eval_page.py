@@ -149,7 +149,10 @@ def test_text_is_told_whole_and_by_source() -> None:
     same["domains"][2]["domain"] = "other/books"
     assert [row.label for row in text_rows(same)] == ["all together", "text/books", "other/books"]
     assert headline(TEXT) == ["the model needs 1.7870 bits for a byte of the text."]
-    assert "65,536 201,652" in Page(render_eval_page(TEXT)).text
+    said = Page(render_eval_page(TEXT)).text
+    assert "all together 1.7870 – 3.8100 ± 0.0200 – 65,536 201,652" in said
+    assert "Bits per byte How surprised" in said
+    assert "95 % interval" not in said  # the page has none
 
 
 @pytest.mark.parametrize("record", [SUITES, DOMAINS, TEXT])

@@ -95,6 +95,7 @@ class TextRow:
     tokens: int | None
     bytes: int | None
     loss: float | None
+    loss_error: float | None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -200,6 +201,7 @@ def text_rows(record: Record) -> list[TextRow]:
                 tokens=_count(each, "tokens"),
                 bytes=_count(each, "bytes"),
                 loss=number_of(each, "loss"),
+                loss_error=number_of(each, "loss_se"),
             )
         )
     return rows

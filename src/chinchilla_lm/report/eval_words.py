@@ -37,7 +37,7 @@ _GLOSSARY: tuple[tuple[str, str, str], ...] = (
         "What a guess among the choices has right. A suite without choices, such as a word to be written, has none.",
     ),
     (
-        "",
+        "intervals",
         "95 % interval",
         "The value ± 1.96 standard errors over items or documents: where it would lie on others of the same kind. It "
         "does not hold what another wording would change.",
@@ -88,7 +88,7 @@ def headline(record: Record) -> list[str]:
 def glossary(record: Record) -> list[tuple[str, str]]:
     """Return the words that this record's page uses, with their meanings."""
     found = {
-        "": True,
+        "intervals": any(row.interval for row in (*suite_rows(record), *pair_rows(record), *text_rows(record))),
         "suites": bool(suite_rows(record)),
         "pairs": bool(pair_rows(record)),
         "contamination": bool(contamination_rows(record)),
