@@ -226,6 +226,16 @@ def test_two_models_are_compared_on_the_same_items():
     assert (same.difference, same.p_value, same.standard_error) == (0.0, 1.0, 0.0)
 
 
+def test_groups_of_one_item_have_the_error_of_items_drawn_freely():
+    first, second = result_of("110001", "abcdef"), result_of("101111", "abcdef")
+    change = [0, -1, 1, 1, 1, 0]
+    expected = np.std(change, ddof=1) / math.sqrt(len(change))
+    assert compare_results(first, second).standard_error == pytest.approx(expected)
+    lone = compare_results(result_of("1000", "aaab"), result_of("1011", "aaab"))  # one group of one item
+    variances = [np.var([0, 0, 1], ddof=1) / 3, np.var([0, 0, 1, 1], ddof=1)]
+    assert lone.standard_error == pytest.approx(math.sqrt(sum(variances)) / 2)
+
+
 def test_many_changed_items_are_compared_by_chi_square():
     first, second = result_of("1" * 10 + "0" * 30 + "1" * 20, "a" * 60), result_of("0" * 10 + "1" * 50, "a" * 60)
     found = compare_results(first, second)

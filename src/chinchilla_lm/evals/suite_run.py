@@ -187,10 +187,17 @@ def _summarise(suite: Suite, items: Sequence[Item], marks: dict[str, np.ndarray]
 
 
 def _stratified(mark_n: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Mean over groups of their means, and its standard error; a group of one item adds no variance of its own."""
-    means, variances = [], []
-    for name in sorted(set(groups)):
-        own = mark_n[groups == name]
-        means.append(float(own.mean()))
-        variances.append(float(own.var(ddof=1) / len(own)) if len(own) > 1 else 0.0)
-    return float(np.mean(means)), math.sqrt(sum(variances)) / len(means)
+    """Mean over groups of their means, and its standard error.
+
+    A group of one item shows no variance of its own: such groups take the variance among them, or among all items where
+    there is but one. That is too large rather than too small, because it holds what parts the groups (Cochran 1977,
+    "Sampling Techniques", section 5A.12, collapsed strata).
+    """
+    own_n = [mark_n[groups == name] for name in sorted(set(groups))]
+    alone = np.concatenate([own for own in own_n if len(own) == 1] or [mark_n[:0]])
+    pooled = alone if len(alone) > 1 else mark_n
+    variances = [
+        float(own.var(ddof=1) / len(own)) if len(own) > 1 else float(pooled.var(ddof=1)) if len(pooled) > 1 else 0.0
+        for own in own_n
+    ]
+    return float(np.mean([own.mean() for own in own_n])), math.sqrt(sum(variances)) / len(own_n)
