@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from chinchilla_lm.core.files import is_alive
+
 
 @contextlib.contextmanager
 def scratch(name: str) -> Iterator[Path]:
@@ -22,7 +24,7 @@ def scratch(name: str) -> Iterator[Path]:
     place, beginning = Path(tempfile.gettempdir()), f"chinchilla-bench-{name}-"
     for left in place.glob(f"{beginning}*"):
         number = left.name.removeprefix(beginning)
-        if number.isdigit() and not _is_alive(int(number)):
+        if number.isdigit() and not is_alive(int(number)):
             shutil.rmtree(left, ignore_errors=True)
     folder = place / f"{beginning}{os.getpid()}"
     folder.mkdir()
@@ -32,13 +34,3 @@ def scratch(name: str) -> Iterator[Path]:
     finally:
         signal.signal(signal.SIGTERM, before)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -27,7 +27,8 @@ with scratch("x") as folder:
 
 
 def start(place: Path) -> tuple[subprocess.Popen[str], Path]:
-    environment = {**os.environ, "TMPDIR": str(place), "PYTHONPATH": str(BENCH)}
+    paths = os.pathsep.join([str(BENCH), *sys.path])
+    environment = {**os.environ, "TMPDIR": str(place), "PYTHONPATH": paths}
     job = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True)
     assert job.stdout is not None
     return job, Path(job.stdout.readline().strip())

@@ -180,7 +180,7 @@ def clean_temporaries(folder: Path | str, name: str = "") -> list[Path]:
         return removed
     for path in sorted(Path(folder).iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or not path.name.startswith(f".{name}") or _is_alive(int(match[1])):
+        if match is None or not path.name.startswith(f".{name}") or is_alive(int(match[1])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -280,7 +280,8 @@ def _flush_folder(folder: Path) -> None:
             raise
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs here, ours or another's."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -10,7 +10,6 @@ bits_per_byte_se, loss}]}, and "eval/1" {model, loss, loss_se, bits_per_byte, to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeGuard
 
 from chinchilla_lm.report.dots import Z95
 from chinchilla_lm.report.record_parts import (
@@ -46,9 +45,8 @@ class SuiteRow:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Value ± 1.96 standard errors within 0 and 1; None for an error of 0, which tells no spread."""
-        if not _is_spread(self.error):
-            return None
-        return max(0.0, self.value - Z95 * self.error), min(1.0, self.value + Z95 * self.error)
+        band = _band(self.value, self.error)
+        return None if band is None else (max(0.0, band[0]), min(1.0, band[1]))
 
     @property
     def is_above_chance(self) -> bool | None:
@@ -71,9 +69,7 @@ class PairRow:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Difference ± 1.96 standard errors; None where no error is recorded, or 0."""
-        if not _is_spread(self.error):
-            return None
-        return self.difference - Z95 * self.error, self.difference + Z95 * self.error
+        return _band(self.difference, self.error)
 
     @property
     def verdict(self) -> str:
@@ -100,9 +96,7 @@ class TextRow:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Bits per byte ± 1.96 standard errors; None where no error is recorded."""
-        if not _is_spread(self.error):
-            return None
-        return self.bits_per_byte - Z95 * self.error, self.bits_per_byte + Z95 * self.error
+        return _band(self.bits_per_byte, self.error)
 
     @property
     def is_whole(self) -> bool:
@@ -219,9 +213,9 @@ def other_name(record: Record) -> str:
     return path if path and name == model_name(record) else name
 
 
-def _is_spread(error: float | None) -> TypeGuard[float]:
-    """Whether a standard error says anything; 0 is of one item, or of items that are all alike."""
-    return error is not None and error > 0
+def _band(value: float, error: float | None) -> tuple[float, float] | None:
+    """Value ± 1.96 standard errors; an error of 0 is of one item, or of items all alike, and says nothing."""
+    return (value - Z95 * error, value + Z95 * error) if error is not None and error > 0 else None
 
 
 def _count(record: Record, name: str) -> int | None:
