@@ -11,7 +11,15 @@ import pytest
 from chinchilla_lm.core.errors import FitError
 from chinchilla_lm.laws.forms.additive import AdditiveLaw
 from chinchilla_lm.laws.trust.bracket import fit_bracket, sort_ladder
-from chinchilla_lm.laws.trust.forecast import UNTESTED_DROP, Run, Target, forecast
+from chinchilla_lm.laws.trust.forecast import (
+    ADDITIVE_WEIGHT,
+    PLATEAU_DROP,
+    UNTESTED_DROP,
+    YOUNG_WEIGHT,
+    Run,
+    Target,
+    forecast,
+)
 from chinchilla_lm.laws.trust.inflation import LEARNT
 
 TRUTH = AdditiveLaw(E=1.8, A=482.0, B=2085.0, alpha=0.348, beta=0.366)
@@ -133,12 +141,16 @@ def test_a_missed_back_test_widens_the_band():
     assert made.high / made.low > plain.high / plain.low
 
 
-def test_what_a_ladder_cannot_test_about_its_slope_doubles_that_share_of_the_band():
-    """Two rungs: noise and the laws' distance aside, the band is twice `of_drop` of the fall of ln L."""
-    made = forecast(climb(budgets=BUDGETS[:2]), target(1e20), seed_sd=1e-4)
+@pytest.mark.parametrize(
+    ("below", "times", "weight"), [(1.0, UNTESTED_DROP, ADDITIVE_WEIGHT), (1e-8, PLATEAU_DROP, YOUNG_WEIGHT)]
+)
+def test_what_a_ladder_cannot_test_about_its_slope_multiplies_that_share_of_the_band(below, times, weight):
+    """Two rungs: noise and the laws' distance aside, the band is `of_drop` of the fall of ln L, so many times."""
+    made = forecast(climb(budgets=[below * flops for flops in BUDGETS[:2]]), target(below * 1e20), seed_sd=1e-4)
+    assert any(f"{times:g} times a tested one's" in reason for reason in made.reasons)
     drop = math.log(made.rungs[-1].loss / made.loss)
-    spread = abs(math.log(made.sources["additive"] / made.sources["line"])) / 2
-    scale = LEARNT.scale(np.array(UNTESTED_DROP * drop), np.array(spread), np.array(max(1e-4, made.fit.noise_sd)))
+    spread = abs(math.log(made.sources["additive"] / made.sources["line"])) * math.sqrt(weight * (1 - weight))
+    scale = LEARNT.scale(np.array(times * drop), np.array(spread), np.array(max(1e-4, made.fit.noise_sd)))
     assert math.log(made.high / made.loss) == pytest.approx(LEARNT.quantile(0.9) * float(scale))
 
 
@@ -175,7 +187,7 @@ def test_two_rungs_carry_a_wide_forecast():
     made = forecast(climb(budgets=BUDGETS[:2], noise=0.002), target(1e20))
     assert made.established
     assert made.backtests == ()
-    assert any("doubled" in reason for reason in made.reasons)
+    assert any("2 times a tested one's" in reason for reason in made.reasons)
 
 
 def test_an_optimum_at_the_edge_is_not_established():

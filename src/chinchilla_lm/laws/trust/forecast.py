@@ -53,6 +53,10 @@ _YOUNG_FLOPS = 1e15  # of the top rung; the public sweeps, where .5 was better, 
 # such ladders of our own missed by .04 to .39 of the predicted fall of ln L, rms .23, twice what public tables teach
 # (bench/RESULTS.md, 20, 10 and 5 minutes; dev/LOG.md 2026-11-21 "Steepening").
 UNTESTED_DROP = 2.0
+# Of ladders that end below 1e12 FLOPs, on the plateau before models copy and agree, three of our own missed by .01, .45
+# and 1.23 of the fall, rms .76 (dev/LOG.md 2026-11-22 "A ladder on the plateau"): six and a half times the public ones.
+PLATEAU_DROP = 6.5
+_PLATEAU_FLOPS = 1e12
 _CUT_WEIGHT = 0.5  # of one own back-test beside the public ones, as in `inflation`
 _LARGEST_SQUARE = 16.0  # of error / scale
 _SAID_RATIO = 1.1  # a smaller widening is not worth a sentence
@@ -225,10 +229,15 @@ def _point(bracket: Bracket, target: Target, seed_sd: float, weight: float, *, i
     """Return ln L of the point and the scale of its error."""
     additive, line = (math.log(loss) for loss in bracket.losses(target))
     point = weight * additive + (1 - weight) * line
-    drop = max(math.log(bracket.rungs[-1].loss) - point, 0.0) * (1.0 if is_tested else UNTESTED_DROP)
+    top = bracket.rungs[-1]
+    drop = max(math.log(top.loss) - point, 0.0) * (1.0 if is_tested else _untested_drop(top.flops))
     spread = abs(additive - line) * math.sqrt(weight * (1 - weight))
     noise = max(seed_sd, bracket.fit.noise_sd)
     return point, float(LEARNT.scale(*(np.array(part) for part in (drop, spread, noise))))
+
+
+def _untested_drop(top_flops: float) -> float:
+    return PLATEAU_DROP if top_flops < _PLATEAU_FLOPS else UNTESTED_DROP
 
 
 def _is_tested(all_rungs: Sequence[RungOptimum], first: int, seed_sd: float) -> bool:
@@ -348,7 +357,7 @@ def _remarks(whole: Ladder, first: int, tests: Sequence[BackTest], ratio: float)
     if not tests:
         remarks.append(
             "two rungs leave nothing to back-test and do not show how the slope changes: its share of the band is "
-            "doubled; add a rung"
+            f"{_untested_drop(float(whole.rung_flops()[-1])):g} times a tested one's; add a rung"
         )
     if ratio > _SAID_RATIO:
         remarks.append(f"widened by a factor {ratio:.2f}: the back-tests missed by more than those of public sweeps")
