@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -61,3 +62,18 @@ def damaged(record: dict[str, Any], value: Any, *, keep: tuple[str, ...] = ()) -
             others = {key: each for key, each in record.items() if key != name}
             copies.append(others if value is None else {**others, name: value})
     return copies
+
+
+def check_self_contained(text: str) -> None:
+    """Nothing is loaded, ids are unique, and what points into the page points at something."""
+    page = Page(text)
+    assert not [attrs for _, attrs in page.tags if {"src", "srcset", "data", "action"} & attrs.keys()]
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe", "object", "img")]
+    assert not re.search(r"https?://(?!www\.w3\.org)", text)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs in page.tags:
+        for name in (attrs.get("aria-labelledby") or "").split():
+            assert name in ids
+        if (attrs.get("href") or "").startswith("#"):
+            assert (attrs["href"] or "")[1:] in ids

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from chinchilla_lm.core.errors import ChinchillaError
+from chinchilla_lm.core.errors import ChinchillaError, ModelError
 from chinchilla_lm.core.files import read_json
 from chinchilla_lm.core.shapes import ModelShape
 from chinchilla_lm.core.units import format_bytes
 from chinchilla_lm.model.gguf_tokenizer import name_pre_tokenizer
-from chinchilla_lm.model.model_config import is_stock, read_config, read_special_ids
+from chinchilla_lm.model.model_config import find_end_ids, is_stock, read_config, read_special_ids
 from chinchilla_lm.serve.chat_template import find_chat_template
 from chinchilla_lm.serve.model_folder import check_model_folder, find_model_folder
 
@@ -178,9 +178,10 @@ def _ends(folder: Path, shape: ModelShape, tables: Mapping[str, Mapping[str, Any
     ends = tables["generation_config.json"].get("eos_token_id", tables["config.json"].get("eos_token_id"))
     if ends is None:
         return _all("end of text", "warn", "no eos_token_id: answers end only at their longest; name an eos_token")
-    listed = ends if isinstance(ends, list) else [ends]
-    if not all(type(one) is int and 0 <= one < shape.vocab for one in listed):
-        return _all("end of text", "block", f"eos_token_id {str(ends)[:40]} must be token ids below {shape.vocab}")
+    try:
+        listed = find_end_ids(tables["generation_config.json"], tables["config.json"], eos=None, vocab=shape.vocab)
+    except ModelError as error:
+        return _all("end of text", "block", str(error))
     if not (folder / "generation_config.json").is_file():
         detail = f"{ends}, from config.json; no generation_config.json: `chinchilla export --to hf` writes it"
         return [_one("transformers", "end of text", "warn", detail), *_all("end of text", "ok", str(ends))[1:]]
